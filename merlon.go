@@ -10,12 +10,8 @@
 package merlon
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 )
@@ -294,22 +290,4 @@ func enumParse(names []string, text []byte, what string, out *uint8) error {
 		}
 	}
 	return fmt.Errorf("%q is no %s; expect one of %s", text, what, strings.Join(names, ", "))
-}
-
-// DecodeOrders reads orders strictly: a field that this version does not know
-// may be a restriction that it would not enforce, so it is an error.
-func DecodeOrders(data []byte) (*Orders, error) {
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
-	var o Orders
-	if err := d.Decode(&o); err != nil {
-		return nil, fmt.Errorf("orders: %w", err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, errors.New("orders: more than one JSON value")
-	}
-	if o.Version != OrdersVersion {
-		return nil, fmt.Errorf("orders have version %d; version %d is understood", o.Version, OrdersVersion)
-	}
-	return &o, nil
 }
