@@ -36,6 +36,7 @@ const (
 	Leeway = 30 * time.Second
 
 	maxSubject = 255              // bytes, as OpenID Connect Core 2 has it
+	maxDepth   = 16               // of objects and arrays in claims
 	badFor     = 10 * time.Second // how long a refusal is remembered
 	badEntries = 1024
 )
@@ -285,7 +286,7 @@ func lasting(reason string) bool {
 // its text alone costs no signature and causes no fetch.
 func (v *Verifier) check(token string, sec int64) (proof, *Error) {
 	// The parts are decoded to new memory: no claim is a view into token.
-	parts, err := jws.Split(token)
+	parts, err := jws.Split(token, maxDepth)
 	if err != nil {
 		return proof{}, &Error{Malformed, err}
 	}

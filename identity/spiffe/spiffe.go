@@ -12,8 +12,11 @@
 package spiffe
 
 import (
+	"crypto"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"strings"
@@ -112,6 +115,25 @@ func Name(id, trustDomain string) (workload string, err error) {
 		return "", fmt.Errorf("%q does not name one workload", id)
 	}
 	return path[1:], nil
+}
+
+// Key is the key of an SVID and a name for it, which no other key has. The
+// name takes a hash: ask once per SVID or connection. The key is nil when
+// there is no SVID.
+func Key(svid *tls.Certificate) (key crypto.Signer, kid string) {
+	if svid == nil {
+		return nil, ""
+	}
+	key, ok := svid.PrivateKey.(crypto.Signer)
+	if !ok {
+		return nil, ""
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return nil, ""
+	}
+	hash := sha256.Sum256(der)
+	return key, base64.RawURLEncoding.EncodeToString(hash[:16])
 }
 
 // inTrustDomain splits off the path of a well-formed ID of trustDomain.

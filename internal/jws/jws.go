@@ -18,17 +18,15 @@ import (
 	"github.com/go-jose/go-jose/v4/json"
 )
 
-// MaxDepth is how deep objects and arrays may nest.
-const MaxDepth = 16
-
 // Compact is a compact JWS taken apart. Nothing in it is proved.
 type Compact struct {
 	Header  map[string]any
 	Payload map[string]any
 }
 
-// Split takes a token apart whose parts are exact base64url of JSON objects.
-func Split(token string) (Compact, error) {
+// Split takes a token apart whose parts are exact base64url of JSON objects,
+// nested at most depth deep.
+func Split(token string, depth int) (Compact, error) {
 	head, rest, ok := strings.Cut(token, ".")
 	body, sig, ok2 := strings.Cut(rest, ".")
 	if !ok || !ok2 || strings.Contains(sig, ".") {
@@ -36,10 +34,10 @@ func Split(token string) (Compact, error) {
 	}
 	var c Compact
 	var err error
-	if c.Header, err = object(head); err != nil {
+	if c.Header, err = object(head, depth); err != nil {
 		return Compact{}, fmt.Errorf("header: %w", err)
 	}
-	if c.Payload, err = object(body); err != nil {
+	if c.Payload, err = object(body, depth); err != nil {
 		return Compact{}, fmt.Errorf("payload: %w", err)
 	}
 	if b, err := decode(sig); err != nil || len(b) == 0 {
@@ -48,12 +46,12 @@ func Split(token string) (Compact, error) {
 	return c, nil
 }
 
-func object(part string) (map[string]any, error) {
+func object(part string, depth int) (map[string]any, error) {
 	b, err := decode(part)
 	if err != nil {
 		return nil, errors.New("not base64url")
 	}
-	return Object(b)
+	return Object(b, depth)
 }
 
 // decode is strict base64url without padding: one spelling for each value, so
@@ -66,11 +64,11 @@ func decode(s string) ([]byte, error) {
 }
 
 // Object reads one JSON object: UTF-8, no duplicate member at any level
-// (RFC 8725 2.4: two readers would see two values), at most MaxDepth deep.
+// (RFC 8725 2.4: two readers would see two values), nested at most depth deep.
 //
 // A whole number becomes int64 and any other float64. A whole number beyond
 // int64 is refused: rounded, two account numbers would become one.
-func Object(b []byte) (map[string]any, error) {
+func Object(b []byte, depth int) (map[string]any, error) {
 	if !utf8.Valid(b) {
 		return nil, errors.New("not UTF-8")
 	}
@@ -87,7 +85,7 @@ func Object(b []byte) (map[string]any, error) {
 		return nil, errors.New("more than one JSON value")
 	}
 	for name, v := range m {
-		v, err := plain(v, 1)
+		v, err := plain(v, depth)
 		if err != nil {
 			return nil, err
 		}
@@ -97,8 +95,8 @@ func Object(b []byte) (map[string]any, error) {
 }
 
 func plain(v any, depth int) (any, error) {
-	if depth > MaxDepth {
-		return nil, fmt.Errorf("nested deeper than %d", MaxDepth)
+	if depth < 0 {
+		return nil, errors.New("nested too deep")
 	}
 	var err error
 	switch v := v.(type) {
@@ -106,13 +104,13 @@ func plain(v any, depth int) (any, error) {
 		return number(v.String())
 	case []any:
 		for i := range v {
-			if v[i], err = plain(v[i], depth+1); err != nil {
+			if v[i], err = plain(v[i], depth-1); err != nil {
 				return nil, err
 			}
 		}
 	case map[string]any:
 		for name := range v {
-			if v[name], err = plain(v[name], depth+1); err != nil {
+			if v[name], err = plain(v[name], depth-1); err != nil {
 				return nil, err
 			}
 		}
