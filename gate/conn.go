@@ -101,6 +101,9 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 		}
 		g.open.remove(c, client, at == AtEdge)
 		c.net.Close()
+		if c.reserved {
+			g.cfg.Records.Cancel()
+		}
 		c.release()
 	}()
 	if !g.open.add(c) {
@@ -121,6 +124,7 @@ func (c *conn) release() {
 	c.x.call, c.x.verdict, c.x.f = merlon.Call{}, merlon.Verdict{}, nil
 	c.req.Reset()
 	c.res.Reset()
+	c.reserved, c.unread = false, nil
 	c.watch.reset()
 	conns.Put(c)
 }
@@ -169,6 +173,7 @@ func (c *conn) proveWorkload(tc *tls.Conn) error {
 	}
 	leaf := state.PeerCertificates[0]
 	c.peer.key, c.peer.until = leaf.PublicKey, leaf.NotAfter
+	c.peer.renew = leaf.NotAfter.Add(-leaf.NotAfter.Sub(leaf.NotBefore) / 8)
 	c.peer.caller = merlon.Caller{Kind: merlon.Workload, Name: name, Subject: id}
 	c.net, c.in.conn = tc, tc
 	return nil
@@ -212,7 +217,7 @@ func (c *conn) next() bool {
 func (c *conn) serve() (keep bool) {
 	x := &c.x
 	x.begin()
-	keep = !c.req.Close && !c.g.draining.Load()
+	keep = !c.req.Close && !c.g.draining.Load() && (c.at != Inbound || x.start.Before(c.peer.renew))
 	switch {
 	case x.f == nil:
 		x.verdict = deny(ReasonNoOrders)

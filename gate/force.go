@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"context"
 	"crypto"
 	"crypto/tls"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"merlon"
 	"merlon/gate/upstream"
@@ -146,17 +148,17 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 		f.tokens = old.tokens
 		return nil
 	}
-	f.tokens, err = jwt.New(gw.Logins, jwt.Options{})
+	f.tokens, err = jwt.New(gw.Logins, jwt.Options{Now: time.Now, Report: g.reportKeys})
+	if err == nil {
+		go f.tokens.Run(context.Background()) // until Close
+	}
 	return err
 }
 
 func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoint, old *force) *upstream.Cluster {
-	retry := 0
-	if s := in.Service(name); s != nil {
-		retry = s.Retry
-	}
+	retry := retryPercent(in, name)
 	if old != nil {
-		if c := old.clusters[name]; c != nil && c.RetryPercent() == retry {
+		if c := old.clusters[name]; c != nil && retryPercent(&old.orders.Intent, name) == retry {
 			c.Update(endpoints)
 			return c
 		}
@@ -170,16 +172,26 @@ func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoi
 	})
 }
 
+func retryPercent(in *merlon.Intent, service string) int {
+	if s := in.Service(service); s != nil {
+		return s.Retry
+	}
+	return 0
+}
+
 // upstreamTLS is how an endpoint proves itself: another gate by its SPIFFE ID,
 // an external service by its public name, the gate's own service not at all.
-func (g *Gate) upstreamTLS(e merlon.Endpoint) *tls.Config {
+func (g *Gate) upstreamTLS(e merlon.Endpoint) (*tls.Config, any) {
 	switch {
 	case e.ID != "":
-		return spiffe.ClientConfig(g.cfg.Source, e.ID)
+		// The SVID is fixed here, so that the connection knows which key it
+		// has proved: see exchange.assert.
+		own := pinned{g.cfg.Source, g.cfg.Source.SVID()}
+		return spiffe.ClientConfig(own, e.ID), own.svid
 	case e.TLSName != "":
-		return &tls.Config{ServerName: e.TLSName, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+		return &tls.Config{ServerName: e.TLSName, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}, nil
 	}
-	return nil
+	return nil, nil
 }
 
 // close ends what f holds and next does not take over.
@@ -197,14 +209,43 @@ func (f *force) close(next *force) {
 // Protocols are what this gate can serve and enforce.
 func Protocols() []merlon.Protocol { return []merlon.Protocol{merlon.HTTP} }
 
-// signingKey is the key of the current SVID, and its name for the record.
+// pinned is a source whose SVID does not change.
+type pinned struct {
+	spiffe.Source
+	svid *tls.Certificate
+}
+
+func (p pinned) SVID() *tls.Certificate { return p.svid }
+
+// signingKey is the key of the current SVID and its name. The name takes a
+// hash, so it is kept as long as the SVID.
 func (g *Gate) signingKey() (crypto.Signer, string) {
-	cert := g.cfg.Source.SVID()
-	if cert == nil {
-		return nil, ""
+	svid := g.cfg.Source.SVID()
+	known := g.signing.Load()
+	if known == nil || known.svid != svid {
+		known = newSigning(svid)
+		g.signing.Store(known)
 	}
-	key, _ := cert.PrivateKey.(crypto.Signer)
-	return key, ""
+	return known.key, known.kid
+}
+
+// signing is the key of an SVID, ready for use.
+type signing struct {
+	svid *tls.Certificate
+	key  crypto.Signer
+	kid  string
+}
+
+func newSigning(svid *tls.Certificate) *signing {
+	key, kid := spiffe.Key(svid)
+	return &signing{svid, key, kid}
+}
+
+// reportKeys logs how the key sets of logins fare.
+func (g *Gate) reportKeys(s jwt.Status) {
+	if s.Err != nil {
+		g.cfg.Log.Warn("key set of a login could not be fetched", "url", s.URL, "error", s.Err, "fetched", s.Fetched)
+	}
 }
 
 // Services lists what the orders in force let this place reach.

@@ -16,7 +16,8 @@ import (
 type failure struct {
 	reason merlon.Reason
 	cause  error
-	kind   upstream.Kind
+	kind   upstream.Failure
+	theirs bool // the endpoint's doing, and counted against it as kind
 }
 
 // forward sends an allowed call to its upstream and the answer back. A record
@@ -25,7 +26,7 @@ func (c *conn) forward(keep bool) bool {
 	x := &c.x
 	cluster := x.f.clusters[x.service.Name]
 	if cluster == nil {
-		return c.fail(nil, keep, failure{ReasonUnreachable, errors.New("no endpoint for " + x.service.Name), 0})
+		return c.fail(nil, keep, failure{reason: upstream.ReasonNoEndpoint, cause: errors.New("no endpoint for " + x.service.Name)})
 	}
 	if c.req.Expect && !c.bodyBuffered() {
 		if _, err := c.net.Write(continueLine); err != nil {
@@ -52,7 +53,7 @@ var continueLine = []byte("HTTP/1.1 100 Continue\r\n\r\n")
 // answer came, and the budget permits. A pooled connection that the upstream
 // had closed meanwhile is the usual cause and needs no budget.
 func (c *conn) mayRetry(cluster *upstream.Cluster, up *upstream.Conn, f failure, attempt int) bool {
-	if up == nil || attempt > 1 || f.reason != ReasonUpstreamClosed || c.up.w > 0 || !c.bodyBuffered() {
+	if up == nil || attempt > 1 || f.reason != ReasonUpstreamBroken || c.up.w > 0 || !c.bodyBuffered() {
 		return false
 	}
 	switch c.req.Method {
@@ -79,35 +80,35 @@ func (c *conn) send(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, fail
 	c.up.r, c.up.w = 0, 0
 	up, err := cluster.Get(context.Background(), fresh)
 	if err != nil {
-		return nil, failure{ReasonUnreachable, err, 0}
+		return nil, unreachable(err)
 	}
 	c.up.conn = up.Conn
 	if err := c.buildRequest(up); err != nil {
-		return up, failure{ReasonUnreachable, err, 0}
+		return up, failure{reason: merlon.ReasonUnidentified, cause: err}
 	}
 	c.watch.start(c.g, up.Conn, c.x.service.Timeout)
 	if c.bodyBuffered() {
 		if _, err := up.Write(c.out); err != nil {
-			return up, c.broken(err)
+			return up, c.broken(err, up.Reused)
 		}
-		return up, c.readHead()
+		return up, c.readHead(up)
 	}
 	return up, c.sendStream(up)
 }
 
 // readHead reads the head of the final answer, passing over interim ones.
-func (c *conn) readHead() failure {
+func (c *conn) readHead(up *upstream.Conn) failure {
 	limits := http1.Limits{Head: bufferSize}
 	for {
 		if c.up.w > c.up.r {
 			n, err := c.res.Parse(c.up.bytes(), c.req.Method, limits)
 			if err != nil {
-				return failure{ReasonUpstreamBad, err, upstream.BadAnswer}
+				return failure{ReasonUpstreamBad, err, upstream.Reset, true}
 			}
 			if n > 0 {
 				c.up.r += n
 				if c.res.Status == 101 {
-					return failure{ReasonUpstreamBad, errors.New("the upstream switched protocols unasked"), upstream.BadAnswer}
+					return failure{ReasonUpstreamBad, errors.New("the upstream switched protocols unasked"), upstream.Reset, true}
 				}
 				if c.res.Status >= 200 {
 					return failure{}
@@ -118,29 +119,43 @@ func (c *conn) readHead() failure {
 		}
 		if err := c.up.fill(); err != nil {
 			if errors.Is(err, errBufferFull) {
-				return failure{ReasonUpstreamBad, errors.New("the head of the answer is too large"), upstream.BadAnswer}
+				return failure{ReasonUpstreamBad, errors.New("the head of the answer is too large"), upstream.Reset, true}
 			}
-			return c.broken(err)
+			return c.broken(err, up.Reused)
 		}
 	}
 }
 
+// unreachable names why there is no connection.
+func unreachable(err error) failure {
+	if e, ok := errors.AsType[*upstream.Error](err); ok {
+		return failure{reason: e.Reason, cause: err}
+	}
+	return failure{reason: upstream.ReasonConnect, cause: err}
+}
+
 // broken names an I/O error of the upstream.
-func (c *conn) broken(err error) failure {
+func (c *conn) broken(err error, reused bool) failure {
 	var ne net.Error
 	if c.watch.timedOut() || errors.As(err, &ne) && ne.Timeout() {
-		return failure{ReasonTimeout, errors.New("no answer within the service's timeout"), upstream.Timeout}
+		return failure{ReasonTimeout, errors.New("no answer within the service's timeout"), upstream.Timeout, true}
 	}
 	if errors.Is(err, io.EOF) {
 		err = errors.New("the upstream closed the connection")
 	}
-	return failure{ReasonUpstreamClosed, err, upstream.Reset}
+	kind := upstream.Reset
+	if reused && c.up.w == 0 {
+		kind = upstream.Stale
+	}
+	return failure{ReasonUpstreamBroken, err, kind, true}
 }
 
 // fail answers a call that was allowed but could not be carried out.
 func (c *conn) fail(up *upstream.Conn, keep bool, f failure) bool {
 	if up != nil {
-		up.Failed(f.kind)
+		if f.theirs {
+			up.Failed(f.kind)
+		}
 		up.Release(false)
 	}
 	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall)
@@ -152,9 +167,10 @@ func (c *conn) fail(up *upstream.Conn, keep bool, f failure) bool {
 // answer sends the upstream's answer to the client.
 func (c *conn) answer(up *upstream.Conn, keep bool) bool {
 	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall)
-	if c.res.Status >= 500 && c.res.Status != 501 && c.res.Status != 505 {
-		up.Failed(upstream.ServerError)
-	} else {
+	switch c.res.Status {
+	case 502, 503, 504:
+		up.Failed(upstream.Gateway)
+	default:
 		up.Succeeded()
 	}
 	chunked := c.buildResponse(&keep)
@@ -272,21 +288,21 @@ func (b *body) next(in []byte) (n int, data []byte, done bool, err error) {
 // of the answer meanwhile.
 func (c *conn) sendStream(up *upstream.Conn) failure {
 	if _, err := up.Write(c.out); err != nil {
-		return c.broken(err)
+		return c.broken(err, up.Reused)
 	}
 	c.stream = newStream(c, up)
 	go c.stream.run()
-	f := c.readHead()
+	f := c.readHead(up)
 	if f.reason == "" {
 		return f
 	}
 	switch s := c.stream; {
 	case s.ended(errBodyTooLarge):
-		return failure{ReasonBodyTooLarge, errBodyTooLarge, 0}
+		return failure{reason: ReasonBodyTooLarge, cause: errBodyTooLarge}
 	case s.ended(errClientBody):
-		return failure{ReasonBodyInvalid, errClientBody, 0}
+		return failure{reason: ReasonBodyInvalid, cause: errClientBody}
 	case s.ended(errClientGone):
-		return failure{ReasonClientGone, errClientGone, 0}
+		return failure{reason: ReasonClientGone, cause: errClientGone}
 	}
 	return f
 }

@@ -85,6 +85,7 @@ type Gate struct {
 	clock    *coarse.Clock
 	limiter  *limit.Limiter
 	signer   *assertion.Signer
+	signing  atomic.Pointer[signing]
 	callers  *assertion.Cache // of assertions already verified
 	ids      idSource
 	open     registry

@@ -10,6 +10,7 @@ import (
 	"merlon/gate/canon"
 	"merlon/gate/filter/limit"
 	"merlon/gate/http1"
+	"merlon/gate/upstream"
 )
 
 // Names of the headers that gates set. All others that begin with "Merlon-",
@@ -30,8 +31,7 @@ const (
 	ReasonClientGone     merlon.Reason = "client_gone"          // the client stopped before the end of its body
 	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken"   // WebSocket and other upgrades
 	ReasonConnect        merlon.Reason = "connect_not_spoken"   // CONNECT
-	ReasonUnreachable    merlon.Reason = "upstream_unreachable" // no endpoint could be connected
-	ReasonUpstreamClosed merlon.Reason = "upstream_closed"      // the upstream broke off
+	ReasonUpstreamBroken merlon.Reason = "upstream_broken"      // the upstream broke off
 	ReasonUpstreamBad    merlon.Reason = "upstream_invalid"     // the upstream's answer is not strict HTTP
 	ReasonTimeout        merlon.Reason = "upstream_timeout"     // the answer did not begin in time
 	ReasonRevoked        merlon.Reason = "revoked"              // allowed when it began, not any more
@@ -328,11 +328,11 @@ func (x *exchange) answerStatus() int {
 		return 413
 	case ReasonUpgrade, ReasonConnect:
 		return 501
-	case ReasonUnreachable, ReasonUpstreamClosed, ReasonUpstreamBad:
+	case upstream.ReasonNoEndpoint, upstream.ReasonConnect, upstream.ReasonClosed, ReasonUpstreamBroken, ReasonUpstreamBad:
 		return 502
 	case ReasonTimeout:
 		return 504
-	case ReasonNoOrders, ReasonRecordFull:
+	case ReasonNoOrders, ReasonRecordFull, upstream.ReasonOverloaded:
 		return 503
 	case ReasonPeerExpired:
 		return 403

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"crypto/tls"
 	"strings"
 	"time"
 	"unsafe"
@@ -25,7 +26,7 @@ func (c *conn) buildRequest(up *upstream.Conn) error {
 	out = append(out, x.port...)
 	out = append(out, "\r\n"...)
 	out = http1.AppendFields(out, req.Fields, ^http1.Class(0))
-	out, err := x.appendOwn(out, up.Endpoint)
+	out, err := x.appendOwn(out, up)
 	if err != nil {
 		return err
 	}
@@ -40,7 +41,7 @@ func (c *conn) buildRequest(up *upstream.Conn) error {
 
 // appendOwn writes the headers that a gate says itself. An external service
 // learns nothing of the system behind the gate.
-func (x *exchange) appendOwn(out []byte, to merlon.Endpoint) ([]byte, error) {
+func (x *exchange) appendOwn(out []byte, up *upstream.Conn) ([]byte, error) {
 	if x.service.External {
 		return out, nil
 	}
@@ -51,14 +52,30 @@ func (x *exchange) appendOwn(out []byte, to merlon.Endpoint) ([]byte, error) {
 		out = http1.AppendField(out, "X-Forwarded-Proto", x.scheme())
 		out = http1.AppendField(out, "X-Forwarded-Host", x.call.Host)
 	}
-	if to.ID != "" && x.at == Outbound {
+	if up.Endpoint.ID != "" && x.at == Outbound {
 		return out, nil // mutual TLS already says who calls
 	}
-	token, err := x.g.signer.Token(caller, x.service.Name, x.start)
+	token, err := x.assert(up)
 	if err != nil {
 		return out, err
 	}
 	return http1.AppendField(out, headerCaller, token), nil
+}
+
+// assert says who is calling, under a key that the receiver can check. Another
+// gate believes only the key that this gate proved on the very connection,
+// which may be older than the current SVID.
+func (x *exchange) assert(up *upstream.Conn) (string, error) {
+	caller, audience := &x.call.Caller, x.service.Name
+	switch proved := up.State.(type) {
+	case *signing:
+		return x.g.signer.TokenBy(proved.key, proved.kid, caller, audience, x.start)
+	case *tls.Certificate:
+		s := newSigning(proved)
+		up.State = s
+		return x.g.signer.TokenBy(s.key, s.kid, caller, audience, x.start)
+	}
+	return x.g.signer.Token(caller, audience, x.start)
 }
 
 // scheme is what the client used to reach the gateway.
