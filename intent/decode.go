@@ -161,7 +161,7 @@ func (d *decoder) doubt(key string, n *yaml.Node) {
 // services, or reports that it is taken.
 func (d *decoder) define(w word, what string) bool {
 	if first, taken := d.named[w.text]; taken {
-		d.report.add(w, codeTwice, "services, logins and external services share one set of names, and each has one definition: join the two, or rename one",
+		d.estate.report.add(w, codeTwice, "services, logins and external services share one set of names, and each has one definition: join the two, or rename one",
 			[]merlon.Pos{first}, "%s %q is defined twice", what, w.text)
 		return false
 	}
@@ -201,7 +201,7 @@ func (d *decoder) distinct(words []word, what string) []string {
 	var out []string
 	for _, w := range words {
 		if first, there := seen[w.text]; there {
-			d.report.add(w, codeTwice, "remove one", []merlon.Pos{first}, "%s %q is here twice", what, clip(w.text))
+			d.estate.report.add(w, codeTwice, "remove one", []merlon.Pos{first}, "%s %q is here twice", what, clip(w.text))
 			continue
 		}
 		seen[w.text] = w.pos
@@ -344,7 +344,7 @@ func (d *decoder) readRun(f field) *merlon.Run {
 			w := d.word(f.value)
 			dir, p := relative(d.source.name, w.text)
 			if p != nil {
-				d.report.problem(w, p)
+				d.estate.report.problem(w, p)
 			}
 			r.Dir = dir
 		case "build":
@@ -385,7 +385,7 @@ func (d *decoder) readCaller(s *serviceDef, f field) {
 		}
 	}
 	if len(mappings) > 0 && len(scalars) > 0 {
-		d.report.add(d.word(scalars[0]), codeKind, "write the operations as a mapping too: {operations: [...]}",
+		d.estate.report.add(d.word(scalars[0]), codeKind, "write the operations as a mapping too: {operations: [...]}",
 			[]merlon.Pos{d.word(mappings[0]).pos}, "a list of operations or a list of mappings, not both")
 		return
 	}
@@ -441,7 +441,7 @@ func (d *decoder) readGuardrail(n *yaml.Node) {
 		w := d.word(v)
 		e, p := parseEdges(w)
 		if p != nil {
-			d.report.problem(w, p)
+			d.estate.report.problem(w, p)
 		}
 		g.edges, g.Deny, g.good = e, e.Edges, p == nil
 	}
@@ -457,7 +457,7 @@ func (d *decoder) readTest(n *yaml.Node) {
 		t.whole = d.word(v)
 		c, p := parseCall(t.whole)
 		if p != nil {
-			d.report.problem(t.whole, p)
+			d.estate.report.problem(t.whole, p)
 		}
 		t.call, t.good = c, p == nil
 	}

@@ -32,7 +32,13 @@ func readSource(name string, text []byte, r *reporter) (*source, bool) {
 		return s, false
 	}
 	s.lines = strings.Split(string(text), "\n")
-	var docs []*yaml.Node
+	for i, line := range s.lines { // no text of an intent can start a line: it is all in a mapping
+		if strings.HasPrefix(line, "%") {
+			r.at(word{pos: merlon.Pos{File: name, Line: i + 1, Column: 1}, width: len(strings.Fields(line)[0])}, codeFeature, "remove the line", "a YAML directive")
+			return s, false
+		}
+	}
+	var docs []yaml.Node
 	err := yaml.Load(text, &docs, yaml.WithAllDocuments(), yaml.WithUniqueKeys(false),
 		yaml.WithPlugin(loaderlimits.New(loaderlimits.AliasNone())))
 	if err != nil {
@@ -47,7 +53,7 @@ func readSource(name string, text []byte, r *reporter) (*source, bool) {
 			"put the second document in a file of its own", "the file holds %d documents", len(docs))
 		return s, false
 	}
-	if !s.features(docs[0], 0, r) {
+	if !s.features(&docs[0], 0, r) {
 		return s, false
 	}
 	if len(docs[0].Content) == 0 {
@@ -129,9 +135,6 @@ func (s *source) syntax(err error, r *reporter) {
 		message = "a quote is not closed"
 		w.pos.Line, w.pos.Column = one.ContextMark.Line, one.ContextMark.Column
 		also = nil
-	case strings.Contains(message, "incompatible YAML document"):
-		r.at(w, codeFeature, "remove the line", "a %%YAML directive")
-		return
 	}
 	r.add(w, codeSyntax, hint, also, "not YAML: %s", strings.TrimPrefix(message, "yaml: "))
 }
