@@ -92,6 +92,8 @@ type Gate struct {
 	swapping sync.Mutex
 	draining atomic.Bool
 	stats    Stats
+	// placeName is the place as records have it.
+	placeName string
 }
 
 // Stats counts what a gate has done since it started.
@@ -110,11 +112,12 @@ func New(cfg Config) (*Gate, error) {
 		return nil, err
 	}
 	g := &Gate{
-		cfg:     cfg,
-		clock:   coarse.Start(time.Now, 10*time.Millisecond),
-		limiter: limit.New(cfg.Bounds.LimitKeys),
-		callers: assertion.NewCache(10_000),
-		ids:     ids,
+		cfg:       cfg,
+		clock:     coarse.Start(time.Now, 10*time.Millisecond),
+		limiter:   limit.New(cfg.Bounds.LimitKeys),
+		callers:   assertion.NewCache(10_000),
+		ids:       ids,
+		placeName: cfg.Place.String(),
 	}
 	g.signer = assertion.NewSigner(g.signingKey, "spiffe://"+cfg.TrustDomain+"/"+cfg.Place.Workload())
 	g.open.init(cfg.Bounds)

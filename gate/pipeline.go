@@ -24,18 +24,18 @@ const (
 // Reasons of protocol and transport, beside those of the protocol core
 // (gate/http1, gate/canon) and of policy (package merlon).
 const (
-	ReasonNoOrders       merlon.Reason = "no_orders"            // the gate has no orders yet
-	ReasonRecordFull     merlon.Reason = "record_full"          // the call could not be recorded
-	ReasonBodyTooLarge   merlon.Reason = "body_too_large"       // more bytes than the service's maxBody
-	ReasonBodyInvalid    merlon.Reason = "body_invalid"         // its chunks are not well-formed
-	ReasonClientGone     merlon.Reason = "client_gone"          // the client stopped before the end of its body
-	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken"   // WebSocket and other upgrades
-	ReasonConnect        merlon.Reason = "connect_not_spoken"   // CONNECT
-	ReasonUpstreamBroken merlon.Reason = "upstream_broken"      // the upstream broke off
-	ReasonUpstreamBad    merlon.Reason = "upstream_invalid"     // the upstream's answer is not strict HTTP
-	ReasonTimeout        merlon.Reason = "upstream_timeout"     // the answer did not begin in time
-	ReasonRevoked        merlon.Reason = "revoked"              // allowed when it began, not any more
-	ReasonPeerExpired    merlon.Reason = "peer_expired"         // the caller's certificate ended during the connection
+	ReasonNoOrders       merlon.Reason = "no_orders"          // the gate has no orders yet
+	ReasonRecordFull     merlon.Reason = "record_full"        // the call could not be recorded
+	ReasonBodyTooLarge   merlon.Reason = "body_too_large"     // more bytes than the service's maxBody
+	ReasonBodyInvalid    merlon.Reason = "body_invalid"       // its chunks are not well-formed
+	ReasonClientGone     merlon.Reason = "client_gone"        // the client stopped before the end of its body
+	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken" // WebSocket and other upgrades
+	ReasonConnect        merlon.Reason = "connect_not_spoken" // CONNECT
+	ReasonUpstreamBroken merlon.Reason = "upstream_broken"    // the upstream broke off
+	ReasonUpstreamBad    merlon.Reason = "upstream_invalid"   // the upstream's answer is not strict HTTP
+	ReasonTimeout        merlon.Reason = "upstream_timeout"   // the answer did not begin in time
+	ReasonRevoked        merlon.Reason = "revoked"            // allowed when it began, not any more
+	ReasonPeerExpired    merlon.Reason = "peer_expired"       // the caller's certificate ended during the connection
 )
 
 // exchange is one call on its way through a gate. It lives in its connection
@@ -74,6 +74,7 @@ type peer struct {
 	client string           // addr as text
 	key    crypto.PublicKey // Inbound: public key of the peer's certificate
 	until  time.Time        // Inbound: when its certificate ends
+	renew  time.Time        // Inbound: when the connection should make way for one with a newer certificate
 }
 
 // steps is the life of a call, in order. A step passes or denies; only the

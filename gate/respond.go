@@ -255,8 +255,8 @@ func (c *conn) record(status int, sent int64) {
 	*r = record.Record{
 		Time:       x.start.UnixNano(),
 		ID:         x.id,
-		Place:      c.g.place,
-		Position:   x.at.String(),
+		Place:      c.g.placeName,
+		At:         x.at.String(),
 		CallerKind: x.call.Caller.Kind.String(),
 		Caller:     x.call.Caller.Name,
 		Subject:    x.call.Caller.Subject,

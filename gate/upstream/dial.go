@@ -17,9 +17,14 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 	ctx, cancel := context.WithTimeout(caller, ep.c.cfg.ConnectTimeout)
 	defer cancel()
 	defer context.AfterFunc(ep.c.ctx, cancel)()
-	nc, sock, err := ep.connect(ctx)
+	var config *tls.Config
+	var state any
+	if ep.c.cfg.TLS != nil {
+		config, state = ep.c.cfg.TLS(ep.Endpoint)
+	}
+	nc, sock, err := ep.connect(ctx, config)
 	if err == nil {
-		return &Conn{Conn: nc, Endpoint: ep.Endpoint, ep: ep, sock: sock, born: ep.c.now(), lent: true}, nil
+		return &Conn{Conn: nc, Endpoint: ep.Endpoint, State: state, ep: ep, sock: sock, born: ep.c.now(), lent: true}, nil
 	}
 	ep.mu.Lock()
 	ep.vacate()
@@ -37,11 +42,7 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 }
 
 // connect makes a TCP connection and, if the endpoint has it, TLS on it.
-func (ep *endpoint) connect(ctx context.Context) (nc, sock net.Conn, err error) {
-	var config *tls.Config
-	if ep.c.cfg.TLS != nil {
-		config = ep.c.cfg.TLS(ep.Endpoint)
-	}
+func (ep *endpoint) connect(ctx context.Context, config *tls.Config) (nc, sock net.Conn, err error) {
 	if config == nil && (ep.ID != "" || ep.TLSName != "") {
 		return nil, nil, errPlain
 	}

@@ -51,8 +51,9 @@ type Config struct {
 
 	// TLS is the configuration for a new connection to an endpoint, asked
 	// each time so that certificates may rotate; nil means plain. An endpoint
-	// with an ID or a TLSName is refused without one.
-	TLS func(merlon.Endpoint) *tls.Config
+	// with an ID or a TLSName is refused without one. The second value becomes
+	// the connection's State.
+	TLS func(merlon.Endpoint) (config *tls.Config, state any)
 
 	ConnectTimeout time.Duration // TCP and TLS together, and the wait for a name or a free connection; 2 s
 	IdleTimeout    time.Duration // of a pooled connection; 55 s, below the 60 s of most servers

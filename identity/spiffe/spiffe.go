@@ -152,3 +152,16 @@ func own(src Source) (*tls.Certificate, error) {
 	}
 	return nil, errors.New("this workload has no valid SVID")
 }
+
+// Snapshot is src as it is now. A connection dialled with a snapshot shows a
+// certificate that the dialler knows, and may sign for later (see package
+// assertion), whatever is rotated meanwhile.
+func Snapshot(src Source) Source { return snapshot{src.SVID(), src.Roots()} }
+
+type snapshot struct {
+	svid  *tls.Certificate
+	roots *x509.CertPool
+}
+
+func (s snapshot) SVID() *tls.Certificate { return s.svid }
+func (s snapshot) Roots() *x509.CertPool  { return s.roots }
