@@ -9,19 +9,26 @@ import (
 	"merlon/policy"
 )
 
-// force is an intent in force with what is derived from it. It is immutable.
+// force is an intent in force with what is derived from it. It needs c.mu,
+// for its scoper remembers.
 type force struct {
 	commit Commit
 	intent *merlon.Intent
 	policy *policy.Policy
-	// callers are the places from which a service is called.
+	scoper *policy.Scoper
+	places []merlon.Place // all of the intent
+	// callers are the places whose orders name the gates of a service.
 	callers map[string][]merlon.Place
 }
 
 func newForce(commit Commit, in *merlon.Intent, p *policy.Policy) *force {
-	f := &force{commit: commit, intent: in, policy: p, callers: map[string][]merlon.Place{}}
+	f := &force{commit: commit, intent: in, policy: p, scoper: policy.NewScoper(in), places: placesOf(in), callers: map[string][]merlon.Place{}}
 	for i := range in.Services {
 		s := &in.Services[i]
+		if in.Mode == merlon.Shadow || s.Mode == merlon.Shadow {
+			f.callers[s.Name] = f.places // what is let pass may come from anywhere
+			continue
+		}
 		seen := map[merlon.Place]bool{}
 		for j := range s.Rules {
 			if from := callerPlace(in, s.Rules[j].Caller); !seen[from] {
@@ -31,6 +38,20 @@ func newForce(commit Commit, in *merlon.Intent, p *policy.Policy) *force {
 		}
 	}
 	return f
+}
+
+// placesOf is every place where an intent is enforced.
+func placesOf(in *merlon.Intent) []merlon.Place {
+	var places []merlon.Place
+	if in.Gateway != nil {
+		places = append(places, merlon.Edge)
+	}
+	for i := range in.Services {
+		if s := &in.Services[i]; !s.External {
+			places = append(places, merlon.Place{Service: s.Name})
+		}
+	}
+	return places
 }
 
 // callerPlace is where calls of a rule's caller begin: the gate beside a
@@ -102,13 +123,16 @@ func (c *Control) ordersFor(f *force, p merlon.Place) (*merlon.Orders, error) {
 		Version:   merlon.OrdersVersion,
 		Place:     p,
 		Of:        f.commit.Hash,
-		Intent:    policy.Scope(f.intent, p),
+		Intent:    f.scoper.Scope(p),
 		Endpoints: map[string][]merlon.Endpoint{},
 	}
 	for i := range o.Intent.Services {
-		s := &o.Intent.Services[i]
-		if e := c.endpoints(f, p, s); len(e) > 0 {
-			o.Endpoints[s.Name] = e
+		part := &o.Intent.Services[i]
+		if part.Name != p.Service && len(part.Rules) == 0 && len(part.Operations) == 0 {
+			continue // a caller: the place needs its name, not its address
+		}
+		if e := c.endpoints(f, p, f.intent.Service(part.Name)); len(e) > 0 {
+			o.Endpoints[part.Name] = e
 		}
 	}
 	if _, err := o.Encode(); err != nil {

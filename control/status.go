@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"slices"
 	"time"
 
@@ -45,12 +46,13 @@ type GateStatus struct {
 	Behind  string    `json:"behind,omitzero"`  // why it does not enforce its newest orders
 }
 
-// RuleStatus is one sentence of the intent in force and where it is enforced.
+// RuleStatus is one sentence of the intent in force, a rule or a guardrail,
+// and where it is enforced.
 type RuleStatus struct {
-	Name     string        `json:"name"` // such as "orders: web"
+	Name     string        `json:"name"` // such as "orders: web", or the guardrail's
 	Pos      merlon.Pos    `json:"pos"`
-	Service  string        `json:"service"`
-	Caller   string        `json:"caller"`
+	Service  string        `json:"service,omitzero"` // "" for a guardrail
+	Caller   string        `json:"caller,omitzero"`
 	Mode     merlon.Mode   `json:"mode,omitzero"`
 	Enforced []Enforcement `json:"enforced"`
 	Missing  []Missing     `json:"missing,omitzero"` // where it must be enforced and is not
@@ -88,6 +90,7 @@ func (c *Control) Status() Status {
 			st.Rules = append(st.Rules, c.ruleStatus(in, s, &s.Rules[j]))
 		}
 	}
+	st.Rules = append(st.Rules, c.guardrails(c.inForce)...)
 	slices.SortStableFunc(st.Rules, func(a, b RuleStatus) int { return a.Pos.Compare(b.Pos) })
 	return st
 }
@@ -115,12 +118,40 @@ func (s *Session) status() GateStatus {
 }
 
 func (c *Control) ruleStatus(in *merlon.Intent, s *merlon.Service, r *merlon.Rule) RuleStatus {
-	st := RuleStatus{
-		Name: s.Name + ": " + r.Caller, Pos: r.Pos, Service: s.Name, Caller: r.Caller,
-		Mode: max(in.Mode, s.Mode, r.Mode), Enforced: []Enforcement{},
+	st := RuleStatus{Name: s.Name + ": " + r.Caller, Pos: r.Pos, Service: s.Name, Caller: r.Caller, Mode: max(in.Mode, s.Mode, r.Mode)}
+	c.where(&st, sentenceOf(in, s, r), needs(in, s, r.Caller))
+	return st
+}
+
+// guardrails says where each guardrail is enforced: at every place that a call
+// it denies could pass.
+func (c *Control) guardrails(f *force) []RuleStatus {
+	if len(f.intent.Guardrails) == 0 {
+		return nil
 	}
-	key := sentenceOf(in, s, r)
-	for _, p := range needs(in, s, r.Caller) {
+	places := map[sentence][]merlon.Place{}
+	for _, p := range f.places {
+		part := f.scoper.Scope(p)
+		for i := range part.Guardrails {
+			key := guardrailSentence(&part.Guardrails[i])
+			places[key] = append(places[key], p)
+		}
+	}
+	var all []RuleStatus
+	for i := range f.intent.Guardrails {
+		g := &f.intent.Guardrails[i]
+		key := guardrailSentence(g)
+		st := RuleStatus{Name: g.Name, Pos: g.Pos}
+		c.where(&st, key, places[key])
+		all = append(all, st)
+	}
+	return all
+}
+
+// where fills in who enforces a sentence and who does not.
+func (c *Control) where(st *RuleStatus, key sentence, places []merlon.Place) {
+	st.Enforced = []Enforcement{}
+	for _, p := range places {
 		if len(c.sessions[p]) == 0 {
 			st.Missing = append(st.Missing, Missing{Place: p.String(), Why: "no gate is connected"})
 		}
@@ -138,7 +169,6 @@ func (c *Control) ruleStatus(in *merlon.Intent, s *merlon.Service, r *merlon.Rul
 	slices.SortFunc(st.Missing, func(a, b Missing) int {
 		return cmp.Or(cmp.Compare(a.Place, b.Place), cmp.Compare(a.Address, b.Address))
 	})
-	return st
 }
 
 // sentence stands for the meaning of a rule: two rules with one sentence allow
@@ -149,18 +179,27 @@ type sentence [sha256.Size]byte
 // enforced, given what was enforced before.
 func enforcedBy(o *merlon.Orders, before map[sentence]time.Time, now time.Time) map[sentence]time.Time {
 	after := make(map[sentence]time.Time, len(before))
+	enforce := func(key sentence) {
+		since, ok := before[key]
+		if !ok {
+			since = now
+		}
+		after[key] = since
+	}
 	for i := range o.Intent.Services {
 		s := &o.Intent.Services[i]
 		for j := range s.Rules {
-			key := sentenceOf(&o.Intent, s, &s.Rules[j])
-			since, ok := before[key]
-			if !ok {
-				since = now
-			}
-			after[key] = since
+			enforce(sentenceOf(&o.Intent, s, &s.Rules[j]))
 		}
 	}
+	for i := range o.Intent.Guardrails {
+		enforce(guardrailSentence(&o.Intent.Guardrails[i]))
+	}
 	return after
+}
+
+func guardrailSentence(g *merlon.Guardrail) sentence {
+	return sha256.Sum256(fmt.Appendf(nil, "guardrail %q %q %q %q", g.Name, g.Deny.Caller, g.Deny.Callee, g.Deny.Operation))
 }
 
 // sentenceOf takes in all that the rule's meaning depends on.
