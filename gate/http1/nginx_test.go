@@ -44,6 +44,7 @@ func exchange(addr string, request []byte, methods ...string) (answers []*http.R
 	if _, err := conn.Write(append(request[:len(request):len(request)], marker...)); err != nil {
 		return nil, err
 	}
+	conn.(*net.TCPConn).CloseWrite() // so that nginx does not wait where it expects more
 	in := bufio.NewReader(conn)
 	for i := 0; ; i++ {
 		if _, err := in.Peek(1); err == io.EOF {
