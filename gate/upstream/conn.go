@@ -35,7 +35,6 @@ const (
 	Reset                  // the connection broke before the answer was whole, or the answer was no HTTP
 	Timeout                // the answer did not begin in time
 	Gateway                // the answer was 502, 503 or 504
-	connect                // no connection could be made; counted by Get
 )
 
 // Failed tells what the call on this connection saw. It counts once per loan,

@@ -155,7 +155,7 @@ func (ep *endpoint) put(conn *Conn, keep bool) {
 	}
 	t := conn.trial
 	conn.lent, conn.trial = false, none
-	keep = keep && !ep.retired && now-conn.born < int64(ep.c.cfg.MaxAge)
+	keep = keep && !ep.retired && ep.until.Load() == 0 && now-conn.born < int64(ep.c.cfg.MaxAge)
 	switch {
 	case keep && len(ep.waiting) > 0 && !ep.waiting[0].fresh:
 		conn.lent, conn.Reused, conn.since = true, true, now
