@@ -140,9 +140,9 @@ func (p *proof) holds(sec int64) bool {
 // and keeps no token: whoever floods with bad tokens fills little memory, and
 // pushes no good one out.
 type refusal struct {
-	err     *Error
-	until   int64 // unix seconds
-	changes uint64
+	err         *Error
+	from, until int64 // unix seconds
+	changes     uint64
 }
 
 // New makes a Verifier. It visits no network: key sets come in when Run
@@ -258,13 +258,13 @@ func (v *Verifier) Verify(token string, now time.Time) (merlon.Caller, error) {
 	}
 	changes := v.changes.Load() // before the check: a change during it voids what it finds
 	hash := [2]uint64{maphash.String(v.seeds[0], token), maphash.String(v.seeds[1], token)}
-	if r, ok := v.bad.Get(hash); ok && sec < r.until && r.changes == changes {
+	if r, ok := v.bad.Get(hash); ok && r.from <= sec && sec < r.until && r.changes == changes {
 		return merlon.Caller{}, r.err
 	}
 	p, err := v.check(token, sec)
 	if err != nil {
 		if lasting(err.Reason) {
-			v.bad.Put(hash, refusal{err, sec + int64(badFor/time.Second), changes})
+			v.bad.Put(hash, refusal{err, sec, sec + int64(badFor/time.Second), changes})
 		}
 		return merlon.Caller{}, err
 	}
