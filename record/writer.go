@@ -123,10 +123,10 @@ func (w *Writer) Add(r *Record) error {
 	full := before < flushBytes && len(w.active) >= flushBytes
 	w.mu.Unlock()
 	if first {
-		signal(w.wake)
+		nudge(w.wake)
 	}
 	if full {
-		signal(w.full)
+		nudge(w.full)
 	}
 	return nil
 }
@@ -154,7 +154,7 @@ func (w *Writer) wait() error {
 		}
 		room := w.room
 		w.mu.Unlock()
-		signal(w.full)
+		nudge(w.full)
 		if timer == nil {
 			timer = time.NewTimer(w.opt.Wait)
 			defer timer.Stop()
@@ -179,8 +179,8 @@ func cmpErr(err, otherwise error) error {
 	return otherwise
 }
 
-// signal wakes the flusher, which may be awake already.
-func signal(c chan struct{}) {
+// nudge wakes the flusher, which may be awake already.
+func nudge(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
@@ -344,8 +344,8 @@ func (w *Writer) take() bool {
 		return false
 	}
 	spare := w.batch
-	if cap(spare) > 4*flushBytes {
-		spare = nil // a burst is over; its memory is returned
+	if cap(spare) > 4*flushBytes && len(w.active) < cap(spare)/8 {
+		spare = nil // a burst is over: its memory goes back
 	}
 	w.batch, w.batchN = w.active, w.count
 	w.active, w.count = spare[:0], 0
@@ -379,6 +379,14 @@ func (w *Writer) writeBatch() error {
 // segment. It returns lines, grown by the seal. After an error the chain is
 // as before: the next write starts at the same place.
 func (w *Writer) append(lines []byte, s seal) ([]byte, error) {
+	info, err := w.file.Stat()
+	if err != nil {
+		return lines, fmt.Errorf("record: %w", err)
+	}
+	if info.Size() < w.size || removed(info) {
+		w.fatal = &Broken{File: segmentName(w.number), What: "someone else removed or truncated the file", Hint: hintRestore}
+		return lines, w.fatal
+	}
 	s.Time = timestamp(w.opt.Now())
 	lines, sum := appendSeal(w.sum, lines, s, w.prev)
 	if _, err := w.file.WriteAt(lines, w.size); err != nil {
@@ -409,13 +417,6 @@ func (w *Writer) sync(hard bool) error {
 }
 
 func (w *Writer) syncFile(hard bool) error {
-	info, err := w.file.Stat()
-	if err != nil {
-		return err
-	}
-	if info.Size() != w.size || removed(info) {
-		return &Broken{File: segmentName(w.number), What: "someone else removed or changed the file", Hint: hintRestore}
-	}
 	if err := datasync(w.file); err != nil {
 		return err
 	}
