@@ -119,6 +119,9 @@ func appendString(dst []byte, key, s string) []byte {
 // direction of text is escaped: a caller chooses paths, and an operator reads
 // them on a terminal. Bytes that are not UTF-8 become U+FFFD.
 func appendEscaped(dst []byte, s string) []byte {
+	if len(s) <= maxField && harmless(s) {
+		return append(dst, s...)
+	}
 	rest := 0
 	if len(s) > maxField {
 		cut := maxField
@@ -127,32 +130,15 @@ func appendEscaped(dst []byte, s string) []byte {
 		}
 		s, rest = s[:cut], len(s)-cut
 	}
-	start := 0
+	start := 0 // of what is not yet appended
 	for i := 0; i < len(s); {
-		// Eight harmless bytes at a time: most strings are nothing else.
-		for i+8 <= len(s) && harmless8(s[i:i+8]) {
-			i += 8
+		r, size := utf8.DecodeRuneInString(s[i:])
+		if r == utf8.RuneError && size == 1 || unprintable(r) {
+			dst = append(dst, s[start:i]...)
+			dst = appendEscape(dst, r)
+			start = i + size
 		}
-		if i == len(s) {
-			break
-		}
-		c := s[i]
-		if c >= 0x20 && c < 0x7f && c != '"' && c != '\\' {
-			i++
-			continue
-		}
-		r, size := rune(c), 1
-		if c >= utf8.RuneSelf {
-			r, size = utf8.DecodeRuneInString(s[i:])
-			if !(r == utf8.RuneError && size == 1) && !unprintable(r) {
-				i += size
-				continue
-			}
-		}
-		dst = append(dst, s[start:i]...)
-		dst = appendEscape(dst, r)
 		i += size
-		start = i
 	}
 	dst = append(dst, s[start:]...)
 	if rest > 0 {
@@ -163,24 +149,34 @@ func appendEscaped(dst []byte, s string) []byte {
 	return dst
 }
 
-// harmless8 reports whether no byte of s, eight bytes, needs a closer look:
-// all are printable ASCII other than quote and backslash.
-func harmless8(s string) bool {
+// harmless reports whether s is printable ASCII without quote and backslash,
+// as nearly every string is. It looks at eight bytes at a time.
+func harmless(s string) bool {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
-	x := uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
-		uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
-	quote, slash, del := x^(ones*'"'), x^(ones*'\\'), x^(ones*0x7f)
-	// (v - ones) &^ v has a byte's high bit set where that byte of v is zero;
-	// it may set more only above such a byte, which does not matter here.
-	bad := x | (x-ones*0x20)&^x | (quote-ones)&^quote | (slash-ones)&^slash | (del-ones)&^del
-	return bad&highs == 0
+	for len(s) >= 8 {
+		x := uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
+			uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+		quote, slash, del := x^(ones*'"'), x^(ones*'\\'), x^(ones*0x7f)
+		// (v - ones) &^ v has a byte's high bit set where that byte of v is
+		// zero. It may set more only above such a byte.
+		if (x|(x-ones*0x20)&^x|(quote-ones)&^quote|(slash-ones)&^slash|(del-ones)&^del)&highs != 0 {
+			return false
+		}
+		s = s[8:]
+	}
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
 }
 
-// unprintable reports whether r, beyond ASCII, can confuse a terminal: C1
-// controls, line and paragraph separators, and the controls of bidirectional
-// text (Unicode TR 9, "Trojan Source").
+// unprintable reports whether r is escaped: by JSON's rules, or because it can
+// confuse a terminal: C0 and C1 controls, line and paragraph separators, and
+// the controls of bidirectional text (Unicode TR 9, "Trojan Source").
 func unprintable(r rune) bool {
-	return r < 0xa0 || r == 0x200e || r == 0x200f || r >= 0x2028 && r <= 0x202e ||
+	return r < 0x20 || r == '"' || r == '\\' || r >= 0x7f && r < 0xa0 || r == 0x200e || r == 0x200f || r >= 0x2028 && r <= 0x202e ||
 		r >= 0x2066 && r <= 0x2069 || r == 0x061c || r == 0xfeff
 }
 

@@ -18,6 +18,15 @@ import (
 // SEGMENT.torn. Anything else that is not as it was written is a *Broken, and
 // the directory is not touched.
 func Open(dir string, opt Options) (*Writer, error) {
+	w, err := prepare(dir, opt)
+	if err == nil {
+		go w.flush()
+	}
+	return w, err
+}
+
+// prepare is Open without the flusher.
+func prepare(dir string, opt Options) (*Writer, error) {
 	if err := opt.fill(); err != nil {
 		return nil, err
 	}
@@ -42,7 +51,6 @@ func Open(dir string, opt Options) (*Writer, error) {
 		return nil, err
 	}
 	w.seq, w.synced = w.last, w.last
-	go w.flush()
 	return w, nil
 }
 

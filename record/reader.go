@@ -17,7 +17,8 @@ const maxBatch = 64 << 20
 type batch struct {
 	lines  []byte // records, or the header; a view that dies with the next call
 	line   int    // number of the first line
-	end    int64  // offset in the file behind the seal
+	start  int64  // offset in the file
+	end    int64  // offset behind the seal
 	header *header
 	seal   seal
 	hash   digest
@@ -25,17 +26,17 @@ type batch struct {
 
 // reader reads one segment batch by batch, and checks each against its seal.
 type reader struct {
-	file     io.Reader
-	name     string
-	buf      []byte // buf[start:] is read and not yet consumed
-	start    int
-	line     int    // number of the next line
-	off      int64  // offset of buf[start]
-	prev     digest // hash of the last seal
-	next     uint64 // sequence number to come
-	began    bool   // the header was read
-	verified int64  // offset up to which a verifier has counted
-	sum      hash.Hash
+	file  io.Reader
+	name  string
+	buf   []byte // buf[start:] is read and not yet consumed
+	start int
+	line  int    // number of the next line
+	off   int64  // offset of buf[start]
+	prev  digest // hash of the last seal
+	next  uint64 // sequence number to come
+	began bool   // the header was read
+	lost  bool   // the last batch was broken: the next one says what it follows
+	sum   hash.Hash
 }
 
 func newReader(file io.Reader, name string) *reader {
@@ -77,7 +78,7 @@ func (r *reader) read() (batch, error) {
 func (r *reader) fill() error {
 	if len(r.buf)-r.start > maxBatch {
 		err := r.broken(r.line, "no seal in %d bytes", len(r.buf)-r.start)
-		*r = reader{file: bytes.NewReader(nil), name: r.name, sum: r.sum}
+		*r = reader{file: bytes.NewReader(nil), name: r.name, sum: r.sum} // the next read is at the end
 		return err
 	}
 	if r.start > 0 {
@@ -102,7 +103,7 @@ func (r *reader) fill() error {
 
 // check consumes the lines and their seal, and holds them to each other.
 func (r *reader) check(lines, text []byte, sealLine int) (batch, error) {
-	b := batch{lines: lines, line: r.line}
+	b := batch{lines: lines, line: r.line, start: r.off}
 	size := len(lines) + len(text)
 	r.off += int64(size)
 	r.start += size
@@ -114,7 +115,11 @@ func (r *reader) check(lines, text []byte, sealLine int) (batch, error) {
 		return b, r.broken(sealLine, "%v", err)
 	}
 	prev, next := r.prev, r.next
-	r.prev, r.next = b.hash, b.seal.Last+1
+	if r.lost {
+		parseDigest(b.seal.Prev, &prev) // or stays as it was, which is wrong too
+		next = b.seal.First
+	}
+	r.prev, r.next, r.lost = b.hash, b.seal.Last+1, false
 
 	if !r.began {
 		if b.header, prev, next, err = r.open(lines, b.seal); err != nil {
@@ -185,5 +190,6 @@ func lineSeq(line []byte) (uint64, bool) {
 }
 
 func (r *reader) broken(line int, format string, args ...any) error {
+	r.lost = true
 	return &Broken{File: r.name, Line: line, What: fmt.Sprintf(format, args...), Hint: hintRestore}
 }

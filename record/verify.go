@@ -47,8 +47,8 @@ type verifier struct {
 	head    head
 	headMet bool
 	prev    digest // hash of the last seal
-	// retired is the hash with which the segment before the first one must
-	// have been retired, "" when the first is number 1 or a seal said so.
+	// missing is the hash with which the segment before the first one must
+	// have been retired; "" when there is none, or when a seal said so.
 	missing  string
 	lastLine []byte // of the last record
 }
@@ -103,7 +103,7 @@ func (v *verifier) segment(s segment, first, last bool) error {
 		b, err := r.read()
 		var tail *unsealed
 		switch {
-		case err == io.EOF && (b.end > 0 || r.began || last):
+		case err == io.EOF && (r.began || last):
 			return nil
 		case err == io.EOF:
 			return r.broken(0, "the segment is empty")
@@ -123,8 +123,7 @@ func (v *verifier) segment(s segment, first, last bool) error {
 
 // batch takes one batch that is whole in itself.
 func (v *verifier) batch(r *reader, b batch, s segment, first bool) error {
-	v.Bytes = v.Bytes + b.end - r.verified
-	r.verified = b.end
+	v.Bytes += b.end - b.start
 	if b.header != nil {
 		switch {
 		case !first && (b.header.Prev != v.prev.String() || b.header.First != v.LastSeq+1):

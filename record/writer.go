@@ -136,10 +136,10 @@ func (w *Writer) add(r *Record) (first, full bool) {
 // signal wakes the flusher after add.
 func (w *Writer) signal(first, full bool) {
 	if first {
-		signal(w.wake)
+		nudge(w.wake)
 	}
 	if full {
-		signal(w.full)
+		nudge(w.full)
 	}
 }
 
@@ -210,7 +210,7 @@ func (w *Writer) wait() error {
 		}
 		room := w.room
 		w.mu.Unlock()
-		signal(w.full)
+		nudge(w.full)
 		if timer == nil {
 			timer = time.NewTimer(w.opt.Wait)
 			defer timer.Stop()
@@ -235,8 +235,8 @@ func cmpErr(err, otherwise error) error {
 	return otherwise
 }
 
-// signal wakes the flusher, which may be awake already.
-func signal(c chan struct{}) {
+// nudge wakes the flusher, which may be awake already.
+func nudge(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
@@ -400,8 +400,8 @@ func (w *Writer) take() bool {
 		return false
 	}
 	spare := w.batch
-	if cap(spare) > 4*flushBytes {
-		spare = nil // a burst is over; its memory is returned
+	if cap(spare) > 4*flushBytes && len(w.active) < cap(spare)/8 {
+		spare = nil // a burst is over: its memory goes back
 	}
 	w.batch, w.batchN = w.active, w.count
 	w.active, w.count = spare[:0], 0
@@ -435,6 +435,14 @@ func (w *Writer) writeBatch() error {
 // segment. It returns lines, grown by the seal. After an error the chain is
 // as before: the next write starts at the same place.
 func (w *Writer) append(lines []byte, s seal) ([]byte, error) {
+	info, err := w.file.Stat()
+	if err != nil {
+		return lines, fmt.Errorf("record: %w", err)
+	}
+	if info.Size() < w.size || removed(info) {
+		w.fatal = &Broken{File: segmentName(w.number), What: "someone else removed or truncated the file", Hint: hintRestore}
+		return lines, w.fatal
+	}
 	s.Time = timestamp(w.opt.Now())
 	lines, sum := appendSeal(w.sum, lines, s, w.prev)
 	if _, err := w.file.WriteAt(lines, w.size); err != nil {
@@ -465,13 +473,6 @@ func (w *Writer) sync(hard bool) error {
 }
 
 func (w *Writer) syncFile(hard bool) error {
-	info, err := w.file.Stat()
-	if err != nil {
-		return err
-	}
-	if info.Size() != w.size || removed(info) {
-		return &Broken{File: segmentName(w.number), What: "someone else removed or changed the file", Hint: hintRestore}
-	}
 	if err := datasync(w.file); err != nil {
 		return err
 	}
