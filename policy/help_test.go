@@ -111,7 +111,7 @@ func shop(t testing.TB) *draft {
 	d.service("orders", "createOrder POST /orders", "getOrder GET /orders/{id}", "listOrders GET /orders?status&page",
 		"mine GET /orders/mine")
 	d.service("payments", "Charge POST /charge", "Refund POST /refund").Zone = "pci"
-	d.service("stripe").External = true
+	d.service("stripe", "any * /{rest...}", "root * /").External = true
 	d.service("ledger").Protocol = merlon.TCP
 	d.rule("web", "anyone: all", "")
 	d.rule("orders", "web: createOrder getOrder", "")
