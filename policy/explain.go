@@ -253,26 +253,51 @@ func likeness(op *operation, method, path string) int {
 // denied explains an operation that exists and that the caller may not call.
 func (x *explainer) denied(op *operation) {
 	who := partyOf(&x.c.Caller)
-	if op.guards != nil {
-		if g := op.guards.first(who); g != nil {
-			x.say("guardrail %q denies %s -> %s", g.Name, g.Deny.Caller, calleeText(&g.Deny))
-			if g.Because != "" {
-				x.e.Why += ": " + g.Because
-			}
-			x.change(g.Pos, false, "", "narrow or remove guardrail %q, which owners of services cannot lift", g.Name)
+	why := ""
+	for i := range x.p.intent.Guardrails {
+		g := &x.p.intent.Guardrails[i]
+		if !covers(&g.Deny, op.service.Service, op.Name) || !x.p.speaksOf(g, who) {
+			continue
 		}
+		if why == "" {
+			why = fmt.Sprintf("guardrail %q denies %s -> %s", g.Name, g.Deny.Caller, calleeText(&g.Deny))
+			if g.Because != "" {
+				why += ": " + g.Because
+			}
+		}
+		x.change(g.Pos, false, "", "narrow or remove guardrail %q, which owners of services cannot lift", g.Name)
 	}
-	why := x.e.Why
+	guarded := len(x.e.Changes)
 	r := op.rule(who)
 	switch {
 	case r == nil:
 		x.noRule(op, who)
-	case r.when != nil:
+	case r.when != nil && r.when.eval(x.c, op) != nil:
 		x.condition(op, r)
+	default:
+		guarded = -1 // the guardrails are all there is
 	}
-	if why != "" {
-		x.e.Why = why // the guardrail decided; the rest would come after it
+	if len(x.e.Changes) == guarded {
+		x.e.Changes = nil // lifting the guardrails would not help
 	}
+	x.e.Why = cmp.Or(why, x.e.Why)
+}
+
+// speaksOf reports whether a guardrail denies who.
+func (p *Policy) speaksOf(g *merlon.Guardrail, who party) bool {
+	if zone, ok := strings.CutPrefix(g.Deny.Caller, zonePrefix); ok {
+		s := p.services[who.name]
+		return who.kind == merlon.Workload && s != nil && s.Zone == zone && zone != ""
+	}
+	switch g.Deny.Caller {
+	case everything:
+		return true
+	case merlon.AnyCaller:
+		return who.kind != merlon.Workload
+	case who.name:
+		return p.caller(who.name).Kind == who.kind
+	}
+	return false
 }
 
 // noRule explains that no rule lets the caller call op.
@@ -285,6 +310,9 @@ func (x *explainer) noRule(op *operation, who party) {
 		return
 	case who.kind == merlon.Workload && x.p.services[who.name].External:
 		x.e.Advice = "an external service cannot call; who is outside comes in through the gateway"
+		return
+	case who.kind == merlon.Login && x.p.caller(who.name).Kind != merlon.Login:
+		x.e.Advice = fmt.Sprintf("%q is no login of the gateway", who.name)
 		return
 	case who.kind != merlon.Workload && (s.External || s.opaque):
 		x.e.Advice = "the gateway does not lead there; let a service of yours call it"
@@ -352,9 +380,6 @@ func operationOwners(p *Policy) []string {
 // condition explains a condition that is not met.
 func (x *explainer) condition(op *operation, r *rule) {
 	err := r.when.eval(x.c, op)
-	if err == nil {
-		return // a guardrail denied, the rule would not
-	}
 	x.e.Nearest, x.e.NearestPos = r.allowed.Rule, r.Pos
 	x.say("the condition %s of %s is not met: %v", r.When, r.allowed.Rule, err)
 	if err != error(failFalse) && err != error(failEval) {
