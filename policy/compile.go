@@ -111,7 +111,7 @@ func reserved(name string) bool {
 func (c *compiler) service(s *service) {
 	shadow := c.in.Mode == merlon.Shadow || s.Mode == merlon.Shadow
 	list := s.Operations
-	s.opaque = len(list) == 0 && (s.Protocol == merlon.TCP || s.External)
+	s.opaque = opaque(s.Service)
 	if s.opaque {
 		list = []merlon.Operation{{Pos: s.Pos}}
 	}
@@ -139,6 +139,9 @@ func (c *compiler) service(s *service) {
 	}
 	c.route(s)
 }
+
+// opaque reports whether a service is called whole, having no operations.
+func opaque(s *merlon.Service) bool { return s.Protocol == merlon.TCP && len(s.Operations) == 0 }
 
 // shadowed is the verdict v of a denial, let pass when in shadow mode.
 func shadowed(v merlon.Verdict, shadow bool) merlon.Verdict {

@@ -120,11 +120,10 @@ func (c *compiler) guardsOf(list []*guard, hits []int) *guards {
 					name(party{merlon.Workload, s.Name}, g)
 				}
 			}
-		default:
-			// An unknown name was reported; it is still taken in both meanings,
-			// because a guardrail must never deny less than it says.
-			name(party{merlon.Workload, g.Deny.Caller}, g)
+		case c.logins[g.Deny.Caller] != nil:
 			name(party{merlon.Login, g.Deny.Caller}, g)
+		default:
+			name(party{merlon.Workload, g.Deny.Caller}, g)
 		}
 	}
 	return out

@@ -111,7 +111,7 @@ func shop(t testing.TB) *draft {
 	d.service("orders", "createOrder POST /orders", "getOrder GET /orders/{id}", "listOrders GET /orders?status&page",
 		"mine GET /orders/mine")
 	d.service("payments", "Charge POST /charge", "Refund POST /refund").Zone = "pci"
-	d.service("stripe").External = true
+	d.service("stripe", "any * /{rest...}", "root * /").External = true
 	d.service("ledger").Protocol = merlon.TCP
 	d.rule("web", "anyone: all", "")
 	d.rule("orders", "web: createOrder getOrder", "")
@@ -131,3 +131,15 @@ func login(name string, claims map[string]any) merlon.Caller {
 }
 
 func anyone() merlon.Caller { return merlon.Caller{Kind: merlon.Anyone, Client: "192.0.2.1"} }
+
+// clone copies an intent, down to its rules.
+func clone(t testing.TB, in *merlon.Intent) *merlon.Intent {
+	t.Helper()
+	out := *in
+	out.Guardrails = slices.Clone(in.Guardrails)
+	out.Services = slices.Clone(in.Services)
+	for i := range out.Services {
+		out.Services[i].Rules = slices.Clone(out.Services[i].Rules)
+	}
+	return &out
+}

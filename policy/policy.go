@@ -51,7 +51,7 @@ type service struct {
 	ordered    []*operation // as in Service.Operations, or the one opaque operation
 	rules      []*rule
 	router     *contract.Router // nil when opaque
-	opaque     bool             // has no operations: bytes, or an external service used whole
+	opaque     bool             // speaks bytes: one operation without a name
 }
 
 // operation is an operation with all that decides about it.

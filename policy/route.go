@@ -53,8 +53,7 @@ func (p *Policy) RouteEdge(host, method, path string, params []merlon.Param) Rou
 }
 
 // RouteService finds the operation of a service that a request is for; the
-// path must be canonical. A service that is used whole (TCP, or an external
-// one without operations) has one operation without a name, for everything.
+// path must be canonical. A TCP service has one operation, without a name.
 func (p *Policy) RouteService(name, method, path string, params []merlon.Param) Route {
 	if p == nil {
 		return Route{Reason: merlon.ReasonNoService}

@@ -311,7 +311,7 @@ func (p *part) coversAny(g *merlon.Guardrail, which func(*merlon.Service) bool) 
 		if !which(s) {
 			continue
 		}
-		if len(s.Operations) == 0 && (s.Protocol == merlon.TCP || s.External) && covers(&g.Deny, s, "") {
+		if opaque(s) && covers(&g.Deny, s, "") {
 			return true
 		}
 		for i := range s.Operations {
