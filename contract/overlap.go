@@ -20,6 +20,7 @@ type overlaps struct {
 	router *Router
 	report *report
 	budget int
+	each   func(a, b *leaf) // takes every pair in place of the report, when not nil
 }
 
 // spend counts steps and reports whether any are left.
@@ -43,6 +44,8 @@ func (o *overlaps) pairs(a, b *branch) {
 		o.below(a.rest, b) // of one branch, it is the less concrete throughout
 		o.below(b.rest, a)
 		o.texts(b, a)
+	} else if o.each != nil {
+		o.below(a.rest, a)
 	}
 	o.texts(a, b)
 	if a == b {
@@ -160,6 +163,10 @@ func (o *overlaps) all(rest *leaf, b *branch) {
 // the more concrete in every segment in which they differ.
 func (o *overlaps) leaves(a, b *leaf) {
 	if a == nil || b == nil || !o.spend(compareCost) {
+		return
+	}
+	if o.each != nil {
+		o.each(a, b)
 		return
 	}
 	x, y := &o.router.routes[a.routes[0].index], &o.router.routes[b.routes[0].index]
