@@ -131,7 +131,7 @@ func describeMatch(routes []string, index int, ps []merlon.Param, found Found) s
 	return s
 }
 
-func TestOverlaps(t *testing.T) {
+func TestOverlapDiagnostics(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		a, b string
