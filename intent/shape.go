@@ -184,11 +184,6 @@ func (c *checker) checkDict(n *yaml.Node, s *shape, what string) {
 
 // checkKey says whether a key is a word that is not there already.
 func (c *checker) checkKey(k, v *yaml.Node, seen map[string]*yaml.Node) bool {
-	if k.Kind != yaml.ScalarNode || k.Value == "" {
-		c.bad[v] = true
-		c.fail(k, codeFeature, "a key is one word", "a key is %s", kindName(k))
-		return false
-	}
 	if first := seen[k.Value]; first != nil {
 		c.bad[v] = true
 		c.bad[k] = true

@@ -168,10 +168,32 @@ func (s *source) features(n *yaml.Node, depth int, r *reporter) bool {
 	default:
 		ok = true
 	}
+	for i := 0; n.Kind == yaml.MappingNode && i < len(n.Content); i += 2 {
+		ok = s.plainKey(n.Content[i], r) && ok
+	}
 	for _, child := range n.Content {
 		ok = s.features(child, depth+1, r) && ok
 	}
 	return ok
+}
+
+// plainKey refuses keys that are not words, and keys behind a question mark.
+func (s *source) plainKey(k *yaml.Node, r *reporter) bool {
+	w := word{pos: merlon.Pos{File: s.name, Line: k.Line, Column: k.Column}, width: 1}
+	if k.Kind == yaml.AliasNode {
+		return true // reported as what it is
+	}
+	if k.Kind != yaml.ScalarNode || k.Style == 0 && k.Value == "" {
+		r.at(w, codeFeature, "a key is one word", "a key is %s", kindName(k))
+		return false
+	}
+	before := []rune(s.lines[k.Line-1])
+	before = before[:min(k.Column-1, len(before))]
+	if strings.HasSuffix(strings.TrimRight(string(before), " "), "?") || k.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
+		r.at(w, codeFeature, "write key: value", "a key behind a question mark")
+		return false
+	}
+	return true
 }
 
 // near moves w to where text stands on its line, at or before w: YAML places

@@ -17,8 +17,8 @@ func language() *shape {
 	callers := callersShape(limit)
 	return &shape{object: []key{
 		{name: "trustDomain", required: true,
-			doc:   "The name of the estate in every identity: service `orders` is `spiffe://TRUSTDOMAIN/orders`. Stands in `merlon.yaml` only.",
-			shape: &shape{text: &text{what: "a trust domain", check: trustDomain, code: codeTrustDomain, pattern: regexp.MustCompile(`^[a-z0-9._\-]{1,255}$`)}},
+			doc:     "The name of the estate in every identity: service `orders` is `spiffe://TRUSTDOMAIN/orders`. Stands in `merlon.yaml` only.",
+			shape:   &shape{text: &text{what: "a trust domain", check: trustDomain, code: codeTrustDomain, pattern: regexp.MustCompile(`^[a-z0-9._\-]{1,255}$`)}},
 			example: "trustDomain: shop.example\n"},
 		{name: "mode", shape: modeShape(), def: "enforce",
 			doc:     "`shadow` records what would be denied and lets it pass, in the whole estate. Guardrails are enforced nevertheless, and so is that a caller proves who it is. Stands in `merlon.yaml` only.",
