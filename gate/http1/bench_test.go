@@ -39,7 +39,7 @@ const typicalResponse = "HTTP/1.1 200 OK\r\nServer: app\r\nDate: Sun, 06 Nov 202
 func BenchmarkRequest(b *testing.B) {
 	for _, c := range []struct{ name, raw string }{{"typical", typical}, {"large", large}} {
 		raw := []byte(c.raw)
-		b.Run(c.name, func(b *testing.B) {
+		b.Run(c.name+"/merlon", func(b *testing.B) {
 			b.SetBytes(int64(len(raw)))
 			b.ReportAllocs()
 			var r http1.Request

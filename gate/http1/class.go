@@ -226,6 +226,7 @@ const (
 	odd                // of a token, but neither letter, digit nor '-'
 	target             // of a request target: printable, and never a delimiter of text around it
 	text               // of a field value: SP and VCHAR
+	name               // of a host's name
 )
 
 // chars and fold describe every byte; they are never written after they are
@@ -245,6 +246,11 @@ func charTable() (t [256]uint8) {
 			t[c] |= token | odd | target
 		case !isIn(c, " \"<>"):
 			t[c] |= target
+		}
+	}
+	for c := range t {
+		if alnum(byte(c)) || isIn(byte(c), "-._") {
+			t[c] |= name
 		}
 	}
 	// A fragment never travels (RFC 9112 3.2), and who drops it sees another path.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/bits"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -46,9 +47,31 @@ func headEnd(buf []byte, seen *int, lim Limits) (int, error) {
 	return 0, refuse(431, "head_too_large")
 }
 
+// findEnd is headEnd for the usual case, a head that comes whole: twice as
+// fast, since it does not look at lines. It returns 0 unless buf has a blank
+// line within the limit; then it is for headEnd to say why. The parser of the
+// lines must refuse every bare LF itself, and rank orders the refusals.
+func findEnd(buf []byte, lim Limits) int {
+	i := bytes.Index(buf[:min(len(buf), lim.Head)], []byte("\r\n\r\n"))
+	if i < 0 {
+		return 0
+	}
+	return i + len("\r\n\r\n")
+}
+
+// rank returns the refusal of a whole head that a slow reader would have met
+// first: a bare LF, else err.
+func rank(err error, buf []byte, lim Limits) error {
+	seen := 0
+	if _, lf := headEnd(buf, &seen, lim); lf != nil {
+		return lf
+	}
+	return err
+}
+
 // head collects what the fields of one message say about it.
 type head struct {
-	response bool // refusals are the upstream's fault: 502
+	response bool
 	count    [protected + 1]uint8
 
 	host, upgrade, expect, authorization string
@@ -60,14 +83,6 @@ type head struct {
 	close, keepAlive, upgrading bool // options of Connection
 }
 
-// refuse makes a refusal that fits the side the message came from.
-func (h *head) refuse(status int, reason string) error {
-	if h.response {
-		status = 502
-	}
-	return refuse(status, reason)
-}
-
 // fields parses the field lines of a head and appends them to dst. s is the
 // head up to and including the blank line, pos where the first field begins,
 // buf the same bytes.
@@ -75,9 +90,9 @@ func (h *head) fields(dst []Field, buf []byte, s string, pos int, lim Limits) ([
 	h.length = -1
 	for s[pos] != '\r' || s[pos+1] != '\n' {
 		start := pos
-		var seen uint8
-		for chars[s[pos]]&token != 0 {
-			seen |= chars[s[pos]]
+		seen := chars[s[pos]]
+		for c := seen; c&token != 0; c = chars[s[pos]] {
+			seen |= c
 			pos++
 		}
 		name := s[start:pos]
@@ -95,14 +110,19 @@ func (h *head) fields(dst []Field, buf []byte, s string, pos int, lim Limits) ([
 		class, k := classify(name)
 		switch {
 		case pos-start > lim.Field, len(name) > maxName:
-			return dst, h.refuse(431, "field_too_large")
+			return dst, refuse(431, "field_too_large")
 		case len(dst) >= lim.Fields:
-			return dst, h.refuse(431, "too_many_fields")
+			return dst, refuse(431, "too_many_fields")
 		case seen&odd != 0 && h.disguised(class, k):
 			// Behind CGI, WSGI or PHP this name would be another.
-			return dst, h.refuse(400, "field_name_disguised")
+			return dst, refuse(400, "field_name_disguised")
 		}
-		dst = append(dst, Field{name, value, class})
+		if len(dst) == cap(dst) {
+			dst = slices.Grow(dst, 16)
+		}
+		dst = dst[:len(dst)+1]
+		f := &dst[len(dst)-1]
+		f.Name, f.Value, f.Class = name, value, class
 		if k != other {
 			if err := h.known(k, value); err != nil {
 				return dst, err
@@ -127,17 +147,17 @@ func (h *head) badName(name, rest string) error {
 	space := rest[0] == ' ' || rest[0] == '\t'
 	switch {
 	case name == "" && space:
-		return h.refuse(400, "obs_fold") // RFC 9112 5.2
+		return refuse(400, "obs_fold") // RFC 9112 5.2
 	case space:
-		return h.refuse(400, "space_before_colon") // RFC 9112 5.1
+		return refuse(400, "space_before_colon") // RFC 9112 5.1
 	case name == "" && rest[0] == ':':
-		return h.refuse(400, "field_name_empty")
+		return refuse(400, "field_name_empty")
 	case rest[0] == '\r' && rest[1] == '\n':
-		return h.refuse(400, "colon_missing")
+		return refuse(400, "colon_missing")
 	case rest[0] == '\r':
-		return h.refuse(400, "bare_cr")
+		return refuse(400, "bare_cr")
 	}
-	return h.refuse(400, "field_name_invalid")
+	return refuse(400, "field_name_invalid")
 }
 
 // value returns the index of the CRLF that ends the value beginning at pos. The
@@ -149,20 +169,20 @@ func (h *head) value(buf []byte, pos int) (int, error) {
 		case c == '\t':
 		case c == '\r':
 			if buf[pos+1] != '\n' {
-				return 0, h.refuse(400, "bare_cr")
+				return 0, refuse(400, "bare_cr")
 			}
 			return pos, nil
 		case c < 0x80:
-			return 0, h.refuse(400, "field_value_control")
+			return 0, refuse(400, "field_value_control")
 		case !h.response:
 			// RFC 9110 5.5 calls these opaque; Latin-1, UTF-8 and best-fit
 			// readers make different characters of them, some of them line ends.
-			return 0, h.refuse(400, "field_value_not_ascii")
+			return 0, refuse(400, "field_value_not_ascii")
 		default:
 			// Responses carry file names in UTF-8, and are read by browsers.
 			size := printable(buf[pos:])
 			if size == 0 {
-				return 0, h.refuse(400, "field_value_not_utf8")
+				return 0, refuse(400, "field_value_not_utf8")
 			}
 			pos += size - 1
 		}
@@ -222,23 +242,23 @@ func (h *head) known(k kind, value string) error {
 	case contentType:
 		// Two readers of a body may each believe another one.
 		if !first && !h.response {
-			return h.refuse(400, "content_type_repeated")
+			return refuse(400, "content_type_repeated")
 		}
 		return nil
 	case contentLength:
 		if !first {
-			return h.refuse(400, "content_length_repeated")
+			return refuse(400, "content_length_repeated")
 		}
 		return h.contentLength(value)
 	case transferEncoding:
 		if !first {
-			return h.refuse(400, "transfer_encoding_repeated")
+			return refuse(400, "transfer_encoding_repeated")
 		}
 		h.transfer = value
 		return nil
 	case upgrade:
 		if !first {
-			return h.refuse(400, "upgrade_repeated")
+			return refuse(400, "upgrade_repeated")
 		}
 		h.upgrade = value
 		return nil
@@ -249,17 +269,17 @@ func (h *head) known(k kind, value string) error {
 	switch k {
 	case host:
 		if !first {
-			return h.refuse(400, "host_repeated")
+			return refuse(400, "host_repeated")
 		}
 		h.host = value
 	case expect:
 		if !first {
-			return h.refuse(400, "expect_repeated")
+			return refuse(400, "expect_repeated")
 		}
 		h.expect = value
 	case authorization:
 		if !first {
-			return h.refuse(400, "authorization_repeated")
+			return refuse(400, "authorization_repeated")
 		}
 		h.authorization = value
 	}
@@ -270,16 +290,16 @@ func (h *head) known(k kind, value string) error {
 // some read a leading zero as octal (RFC 9110 8.6).
 func (h *head) contentLength(value string) error {
 	if value == "" || value[0] == '0' && len(value) > 1 {
-		return h.refuse(400, "content_length_invalid")
+		return refuse(400, "content_length_invalid")
 	}
 	n := int64(0)
 	for i := 0; i < len(value); i++ {
 		c := value[i] - '0'
 		if c > 9 {
-			return h.refuse(400, "content_length_invalid")
+			return refuse(400, "content_length_invalid")
 		}
 		if i >= maxDigits {
-			return h.refuse(400, "content_length_overflow")
+			return refuse(400, "content_length_overflow")
 		}
 		n = n*10 + int64(c)
 	}
@@ -295,11 +315,11 @@ func (h *head) chunked(minor int) (bool, error) {
 	}
 	switch {
 	case h.transfer != "chunked":
-		return false, h.refuse(501, "transfer_encoding_unknown")
+		return false, refuse(501, "transfer_encoding_unknown")
 	case minor == 0:
-		return false, h.refuse(400, "transfer_encoding_in_http10") // RFC 9112 6.1
+		return false, refuse(400, "transfer_encoding_in_http10") // RFC 9112 6.1
 	case h.count[contentLength] != 0:
-		return false, h.refuse(400, "length_and_transfer_encoding") // RFC 9112 6.3
+		return false, refuse(400, "length_and_transfer_encoding") // RFC 9112 6.3
 	}
 	return true, nil
 }
@@ -327,7 +347,7 @@ func (h *head) options(fields []Field) error {
 			var option string
 			option, rest, more = strings.Cut(rest, ",")
 			if left--; left < 0 {
-				return h.refuse(431, "connection_too_long")
+				return refuse(431, "connection_too_long")
 			}
 			if err := h.option(strings.Trim(option, " \t"), fields); err != nil {
 				return err
@@ -341,7 +361,7 @@ func (h *head) options(fields []Field) error {
 func (h *head) option(option string, fields []Field) error {
 	for i := 0; i < len(option); i++ {
 		if chars[option[i]]&token == 0 {
-			return h.refuse(400, "connection_invalid")
+			return refuse(400, "connection_invalid")
 		}
 	}
 	switch {
@@ -359,7 +379,7 @@ func (h *head) option(option string, fields []Field) error {
 	}
 	class, k := classify(option)
 	if class&(Framing|Forwarding|Identity) != 0 || k >= authorization {
-		return h.refuse(400, "connection_names_field")
+		return refuse(400, "connection_names_field")
 	}
 	for i := range fields {
 		if equalName(fields[i].Name, option) {

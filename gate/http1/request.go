@@ -52,16 +52,22 @@ func (r *Request) Parse(buf []byte, lim Limits) (n int, err error) {
 	case c < 'A' || c > 'Z':
 		return 0, refuse(400, "method_invalid")
 	}
-	n, err = headEnd(buf, &seen, lim)
+	if seen == 0 {
+		n = findEnd(buf, lim)
+	}
 	if n == 0 {
-		if err == nil {
-			r.seen = seen
-		}
+		n, err = headEnd(buf, &seen, lim)
+	}
+	if err != nil {
 		return 0, err
+	}
+	if n == 0 {
+		r.seen = seen
+		return 0, nil
 	}
 	if err := r.head(buf[:n], lim); err != nil {
 		r.Reset()
-		return 0, err
+		return 0, rank(err, buf[:n], lim)
 	}
 	return n, nil
 }
@@ -226,7 +232,7 @@ func validHost(s string) bool {
 		}
 		i++
 	} else {
-		for i < len(s) && (alnum(s[i]) || s[i] == '-' || s[i] == '.' || s[i] == '_') {
+		for i < len(s) && chars[s[i]]&name != 0 {
 			i++
 		}
 		if i == 0 {

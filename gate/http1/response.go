@@ -1,5 +1,7 @@
 package http1
 
+import "errors"
+
 // Response is the head of one response. The zero Response is ready for Parse,
 // and one Response is meant to be used for all responses of a connection.
 type Response struct {
@@ -35,19 +37,33 @@ func (r *Response) Parse(buf []byte, method string, lim Limits) (n int, err erro
 			return 0, refuse(502, "status_line_invalid")
 		}
 	}
-	n, err = headEnd(buf, &seen, lim)
+	if seen == 0 {
+		n = findEnd(buf, lim)
+	}
 	if n == 0 {
-		if err == nil {
-			r.seen = seen
-			return 0, nil
-		}
-		return 0, refuse(502, err.(*Error).Reason)
+		n, err = headEnd(buf, &seen, lim)
+	}
+	if err != nil {
+		return 0, badGateway(err)
+	}
+	if n == 0 {
+		r.seen = seen
+		return 0, nil
 	}
 	if err := r.head(buf[:n], method, lim); err != nil {
 		r.Reset()
-		return 0, err
+		return 0, badGateway(rank(err, buf[:n], lim))
 	}
 	return n, nil
+}
+
+// badGateway is err as the fault of an upstream.
+func badGateway(err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		e.Status = 502
+	}
+	return err
 }
 
 // head parses a complete head.
