@@ -18,7 +18,7 @@ type endpoint struct {
 
 	active atomic.Int64 // calls that have or want a connection
 	fails  atomic.Int64 // consecutive
-	until  atomic.Int64 // ejected until; 0: in use. Set under Cluster.mu, but for the lease of a probe
+	until  atomic.Int64 // ejected until; 0: in use. Set under Cluster.mu
 
 	// Guarded by Cluster.mu.
 	ejections int   // in a row, without EjectMax of health between

@@ -79,7 +79,12 @@ type server struct {
 
 func serve(t testing.TB, handle func(net.Conn)) *server {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	return serveAt(t, "127.0.0.1:0", handle)
+}
+
+func serveAt(t testing.TB, address string, handle func(net.Conn)) *server {
+	t.Helper()
+	ln, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,9 @@
 package upstream
 
 import (
+	"math"
 	"math/rand/v2"
+	"slices"
 
 	"merlon"
 )
@@ -46,6 +48,18 @@ func (s *set) find(e merlon.Endpoint) *endpoint {
 	return nil
 }
 
+// count brings the set's summary of ejections up to date. Cluster.mu is held.
+func (s *set) count() {
+	n, due := int32(0), int64(math.MaxInt64)
+	for _, ep := range s.all {
+		if until := ep.until.Load(); until != 0 {
+			n, due = n+1, min(due, until)
+		}
+	}
+	s.due.Store(due)
+	s.ejected.Store(n)
+}
+
 // pick chooses the less busy of two random endpoints (Mitzenmacher, The Power
 // of Two Choices): as even as asking all, and no herd runs to the idlest. It
 // returns nil if only tried ones are left.
@@ -65,17 +79,20 @@ func (c *Cluster) pick(s *set, t *tried) (*endpoint, trial) {
 
 // pickCarefully chooses when some endpoints are out or tried.
 func (c *Cluster) pickCarefully(s *set, t *tried) (*endpoint, trial) {
-	now, panicking := c.now(), true
-	for _, ep := range s.all {
-		until := ep.until.Load()
-		// An ejection that is over: who takes the lease is the probe, and has
-		// that long to report before another call may try.
-		if until != 0 && until <= now && !t.has(ep) &&
-			ep.until.CompareAndSwap(until, now+int64(c.cfg.EjectBase)) {
+	now := c.now()
+	if s.due.Load() <= now {
+		if ep := c.lease(s, t, now); ep != nil {
 			return ep, probe
 		}
-		panicking = panicking && (until != 0 || ep.fails.Load() >= int64(c.cfg.EjectAfter))
 	}
+	for n := 0; n < 4 && t.n == 0; n++ { // most often chance finds two without a look at all of them
+		i, j := two(len(s.all))
+		a, b := s.all[i], s.all[j]
+		if a.until.Load() == 0 && b.until.Load() == 0 && (!c.failing(a) || !c.failing(b)) {
+			return lessBusy(a, b), none
+		}
+	}
+	panicking := !slices.ContainsFunc(s.all, func(ep *endpoint) bool { return ep.until.Load() == 0 && !c.failing(ep) })
 	if panicking && t.n > 0 {
 		return nil, none // one try is enough: more would feed the outage
 	}
@@ -85,6 +102,27 @@ func (c *Cluster) pickCarefully(s *set, t *tried) (*endpoint, trial) {
 	}
 	return ep, none
 }
+
+// lease makes the call the probe of an endpoint whose ejection is over, if
+// there is one. It has the lease's time to report before another call may try.
+func (c *Cluster) lease(s *set, t *tried, now int64) *endpoint {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.set.Load() != s {
+		return nil
+	}
+	for _, ep := range s.all {
+		if until := ep.until.Load(); until != 0 && until <= now && !t.has(ep) {
+			ep.until.Store(now + int64(c.cfg.EjectBase))
+			s.count()
+			return ep
+		}
+	}
+	return nil
+}
+
+// failing reports whether ep would be ejected if it could.
+func (c *Cluster) failing(ep *endpoint) bool { return ep.fails.Load() >= int64(c.cfg.EjectAfter) }
 
 // pickAmong is the less busy of two random endpoints that are usable, or nil
 // if none is.
@@ -161,6 +199,7 @@ func (ep *endpoint) unprobe(t trial) {
 	defer ep.c.mu.Unlock()
 	if ep.until.Load() != 0 {
 		ep.until.Store(ep.c.now())
+		ep.c.set.Load().count()
 	}
 }
 
@@ -180,7 +219,6 @@ func (c *Cluster) eject(ep *endpoint, t trial) {
 		if (int(s.ejected.Load())+1)*2 > len(s.all) {
 			return
 		}
-		s.ejected.Add(1)
 		if now-ep.restored > int64(c.cfg.EjectMax) {
 			ep.ejections = 0
 		}
@@ -191,6 +229,7 @@ func (c *Cluster) eject(ep *endpoint, t trial) {
 	}
 	ep.ejections++
 	ep.until.Store(now + d)
+	s.count()
 	ep.drop(func(*Conn) bool { return true })
 }
 
@@ -198,8 +237,10 @@ func (c *Cluster) eject(ep *endpoint, t trial) {
 func (c *Cluster) restore(ep *endpoint) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s := c.set.Load(); ep.until.Load() != 0 && s.find(ep.Endpoint) == ep {
-		ep.comeBack(s, c.now())
+	s := c.set.Load()
+	if ep.until.Load() != 0 && s.find(ep.Endpoint) == ep {
+		ep.comeBack(c.now())
+		s.count()
 	}
 }
 
@@ -212,13 +253,13 @@ func (s *set) restoreSoonest() {
 			soonest = ep
 		}
 	}
-	soonest.comeBack(s, soonest.c.now())
+	soonest.comeBack(soonest.c.now())
+	s.count()
 }
 
 // comeBack ends an ejection. Cluster.mu is held.
-func (ep *endpoint) comeBack(s *set, now int64) {
+func (ep *endpoint) comeBack(now int64) {
 	ep.until.Store(0)
 	ep.fails.Store(0)
 	ep.restored = now
-	s.ejected.Add(-1)
 }

@@ -51,62 +51,72 @@ func TestRefusedGoesElsewhere(t *testing.T) {
 	}
 }
 
+// failing makes n calls to e fail.
+func failing(t *testing.T, c *Cluster, e merlon.Endpoint, n int) {
+	t.Helper()
+	for range n {
+		conn := lend(t, c, e)
+		conn.Failed(Gateway)
+		conn.Failed(Gateway) // counts once
+		conn.Release(true)
+	}
+}
+
+// only checks that calls go to e alone.
+func only(t *testing.T, c *Cluster, e merlon.Endpoint) {
+	t.Helper()
+	for range 20 {
+		conn := get(t, c, false)
+		if conn.Endpoint != e {
+			t.Fatal("a call went to an ejected endpoint")
+		}
+		conn.Release(true)
+	}
+}
+
 func TestEjectionLife(t *testing.T) {
 	t.Parallel()
 	good, bad, clk := serve(t, echo), serve(t, echo), newClock()
 	c := open(t, Config{Now: clk.now, EjectAfter: 3, EjectBase: time.Second, EjectMax: 5 * time.Second}, good.endpoint, bad.endpoint)
 	fill(t, c)
-	fail := func(n int) {
-		for range n {
-			conn := lend(t, c, bad.endpoint)
-			conn.Failed(Gateway)
-			conn.Failed(Gateway) // counts once
-			conn.Release(true)
-		}
-	}
-	fail(2)
+	failing(t, c, bad.endpoint, 2)
 	conn := lend(t, c, bad.endpoint)
 	conn.Succeeded()
 	conn.Failed(Gateway) // too late
 	conn.Release(true)
-	fail(2)
+	failing(t, c, bad.endpoint, 2)
 	if st := status(t, c, bad.endpoint); st.Ejected != 0 {
 		t.Fatalf("ejected although the failures are not consecutive: %+v", st)
 	}
 	early := lend(t, c, bad.endpoint)
-	fail(1)
+	failing(t, c, bad.endpoint, 1)
 	for round, want := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second, 5 * time.Second} {
 		if st := status(t, c, bad.endpoint); st.Ejected != want || st.Idle != 0 {
 			t.Fatalf("round %d: %+v, want ejected for %v and an empty pool", round, st, want)
 		}
-		for range 20 {
-			conn := get(t, c, false)
-			if conn.Endpoint != good.endpoint {
-				t.Fatalf("round %d: an ejected endpoint was chosen", round)
-			}
-			conn.Release(true)
-		}
+		only(t, c, good.endpoint)
 		clk.add(want)
 		trial := get(t, c, false)
 		if trial.Endpoint != bad.endpoint || trial.Reused {
 			t.Fatalf("round %d: no probe by a new connection after the ejection", round)
 		}
-		for range 20 {
-			conn := get(t, c, false)
-			if conn.Endpoint != good.endpoint {
-				t.Fatalf("round %d: two probes at once", round)
-			}
-			conn.Release(true)
-		}
+		only(t, c, good.endpoint) // one probe at a time
 		trial.Failed(Reset)
 		trial.Release(false)
 	}
 	early.Succeeded() // it began before: this says nothing about now
 	early.Release(true)
-	if st := status(t, c, bad.endpoint); st.Ejected == 0 {
-		t.Fatal("restored by a call from before the ejection")
+	if st := status(t, c, bad.endpoint); st.Ejected == 0 || st.Idle != 0 {
+		t.Fatalf("a call from before the ejection restored something: %+v", st)
 	}
-	clk.add(5 * time.Second)
+}
+
+func TestComeBack(t *testing.T) {
+	t.Parallel()
+	good, bad, clk := serve(t, echo), serve(t, echo), newClock()
+	c := open(t, Config{Now: clk.now, EjectAfter: 3, EjectBase: time.Second, EjectMax: 5 * time.Second}, good.endpoint, bad.endpoint)
+	failing(t, c, bad.endpoint, 3)
+	clk.add(time.Second)
 	trial := get(t, c, false)
 	trial.Release(true) // found nothing out: the next call is the probe
 	trial = get(t, c, false)
@@ -115,20 +125,20 @@ func TestEjectionLife(t *testing.T) {
 	}
 	trial.Succeeded()
 	trial.Release(true)
-	if st := status(t, c, bad.endpoint); st.Ejected != 0 {
+	if st := status(t, c, bad.endpoint); st.Ejected != 0 || st.Idle != 1 {
 		t.Fatalf("not restored by its probe: %+v", st)
 	}
 	// Soon after, the past counts; after EjectMax of health it is forgotten.
-	fail(3)
-	if st := status(t, c, bad.endpoint); st.Ejected != 5*time.Second {
-		t.Errorf("ejected again for %v, want 5s", st.Ejected)
+	failing(t, c, bad.endpoint, 3)
+	if st := status(t, c, bad.endpoint); st.Ejected != 2*time.Second {
+		t.Errorf("ejected again for %v, want 2s", st.Ejected)
 	}
-	clk.add(5 * time.Second)
+	clk.add(2 * time.Second)
 	trial = get(t, c, false)
 	trial.Succeeded()
 	trial.Release(true)
 	clk.add(5*time.Second + 1)
-	fail(3)
+	failing(t, c, bad.endpoint, 3)
 	if st := status(t, c, bad.endpoint); st.Ejected != time.Second {
 		t.Errorf("ejected after a long health for %v, want 1s", st.Ejected)
 	}

@@ -131,10 +131,12 @@ type Cluster struct {
 	changed chan struct{} // closed and replaced when the endpoints or the state of a name change
 }
 
-// set is the endpoints at one time. The slice never changes.
+// set is the endpoints at one time. The slice never changes; the summary of
+// ejections does, under Cluster.mu.
 type set struct {
 	all     []*endpoint
-	ejected atomic.Int32 // how many of all; changed under Cluster.mu
+	ejected atomic.Int32 // how many of all
+	due     atomic.Int64 // when the first of them may be probed
 }
 
 // New makes a Cluster and starts to resolve its names. Close ends it.
@@ -199,9 +201,6 @@ func (c *Cluster) rebuild() (gone []*endpoint) {
 		if ep == nil {
 			ep = newEndpoint(c, e)
 		}
-		if ep.until.Load() != 0 {
-			next.ejected.Add(1)
-		}
 		next.all = append(next.all, ep)
 		delete(known, e)
 	}
@@ -214,6 +213,7 @@ func (c *Cluster) rebuild() (gone []*endpoint) {
 			}
 		}
 	}
+	next.count()
 	for int(next.ejected.Load())*2 > len(next.all) {
 		next.restoreSoonest()
 	}
@@ -230,8 +230,10 @@ const maxTries = 3
 
 // Get hands out a connection to the less busy of two healthy endpoints, the
 // last used one of its pool or else a new one. With fresh it is a new one.
-// When connecting fails it tries other healthy endpoints: nothing was sent, so
-// that is safe for every call. The error is an *Error.
+// When connecting fails it tries other healthy endpoints, three in all: nothing
+// was sent, so that is safe for every call. Each try may take ConnectTimeout to
+// wait in line and again to connect, unless ctx ends first. The error is an
+// *Error.
 //
 // A ctx that ends before ConnectTimeout never counts against the endpoint: a
 // client that hangs up must not be able to get endpoints ejected. The context
