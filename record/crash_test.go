@@ -116,7 +116,7 @@ func TestKill(t *testing.T) {
 // and fills the rest with what a file system may show there.
 func TestTornTail(t *testing.T) {
 	t.Parallel()
-	dir := filepath.Join(t.TempDir(), "x")
+	dir := filepath.Join(memDir(t), "x")
 	w := open(t, dir, quick())
 	add(t, w, 2)
 	must(t, w.Sync())
@@ -177,7 +177,7 @@ func TestTornTail(t *testing.T) {
 // TestTornRotation stops at every byte of a new segment's beginning.
 func TestTornRotation(t *testing.T) {
 	t.Parallel()
-	dir, opt := filepath.Join(t.TempDir(), "x"), quick()
+	dir, opt := filepath.Join(memDir(t), "x"), quick()
 	opt.SegmentBytes = 1
 	w := open(t, dir, opt)
 	add(t, w, 1)

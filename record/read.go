@@ -47,7 +47,7 @@ func (f *Filter) needle() []byte {
 	if f.ID == "" {
 		return nil
 	}
-	return append(appendEscaped([]byte(`"id":"`), f.ID), '"')
+	return append(appendEscaped(nil, f.ID), '"')
 }
 
 // Read yields the records of dir that f chooses, oldest first. All that it

@@ -72,7 +72,7 @@ type bench struct {
 }
 
 func newBench(t *testing.T) *bench {
-	b := &bench{dir: t.TempDir(), img: chain(t), now: image{}}
+	b := &bench{dir: memDir(t), img: chain(t), now: image{}}
 	b.put(t, b.img)
 	return b
 }

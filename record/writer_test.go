@@ -19,6 +19,18 @@ func quick() Options {
 	return Options{Now: time.Now, TrustDomain: "shop.example", Place: "gateway", FlushEvery: time.Millisecond, RetainBytes: -1}
 }
 
+// memDir is a directory in memory where there is one: for tests that open a
+// chain a thousand times, and would wait for the disk's syncs all day.
+func memDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "record")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 func open(t testing.TB, dir string, opt Options) *Writer {
 	t.Helper()
 	w, err := Open(dir, opt)
