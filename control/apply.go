@@ -138,11 +138,11 @@ func (c *Control) Apply(ctx context.Context, l *intent.Loaded, opt ApplyOptions)
 		return nil, err
 	}
 	begun := c.opt.Now()
-	d, err := c.deliver(newForce(commit, l.Intent, p))
+	quiet, err := c.deliver(newForce(commit, l.Intent, p))
 	if err != nil {
 		return nil, fmt.Errorf("the intent is recorded, but its orders could not be written: %w", err)
 	}
-	c.await(ctx, d)
+	c.await(ctx, quiet)
 	if c.opt.Committed != nil {
 		c.opt.Committed(l.Intent)
 	}
@@ -171,32 +171,26 @@ func (c *Control) prepare(ctx context.Context, l *intent.Loaded, plan *Plan) err
 	return nil
 }
 
-// deliver puts f in force and sends every gate its orders.
-func (c *Control) deliver(f *force) (*delivery, error) {
+// deliver puts f in force, sends every gate its orders, and returns a channel
+// that closes when all gates have answered.
+func (c *Control) deliver(f *force) (<-chan struct{}, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.inForce = f
-	d := &delivery{done: make(chan struct{}), left: 1} // 1 for this function
-	defer d.answered()
-	for p, gates := range c.sessions {
+	for p := range c.sessions {
 		if err := c.order(f, p); err != nil {
 			return nil, err
 		}
-		for s := range gates {
-			s.settle()
-			d.left++
-			s.delivery = d
-		}
 	}
-	return d, nil
+	return c.quiet, nil
 }
 
 // await waits until all gates have answered, for as long as a change may take.
-func (c *Control) await(ctx context.Context, d *delivery) {
+func (c *Control) await(ctx context.Context, quiet <-chan struct{}) {
 	t := time.NewTimer(c.opt.AckWait)
 	defer t.Stop()
 	select {
-	case <-d.done:
+	case <-quiet:
 	case <-t.C:
 	case <-ctx.Done():
 	}

@@ -53,6 +53,8 @@ type Control struct {
 	mu       sync.Mutex
 	inForce  *force // nil before the first commit
 	sessions map[merlon.Place]map[*Session]struct{}
+	waiting  int           // gates that have not answered their newest orders
+	quiet    chan struct{} // closed when waiting falls to 0, new when it rises from there
 	closed   bool
 }
 
@@ -79,7 +81,8 @@ func Open(ctx context.Context, dir string, opt Options) (*Control, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Control{opt: opt, store: st, sessions: map[merlon.Place]map[*Session]struct{}{}}
+	c := &Control{opt: opt, store: st, sessions: map[merlon.Place]map[*Session]struct{}{}, quiet: make(chan struct{})}
+	close(c.quiet)
 	if err := c.restore(ctx); err != nil {
 		return nil, errors.Join(err, st.close())
 	}

@@ -49,20 +49,8 @@ type Session struct {
 	ackedAt  time.Time
 	refused  string                   // why newest was refused; "" when it was not
 	enforced map[sentence]time.Time   // what acked says, since when without a break
-	delivery *delivery                // the change that newest belongs to, until answered
+	waiting  bool                     // newest is neither acknowledged nor refused yet
 	speaks   map[merlon.Protocol]bool // of hello
-}
-
-// delivery counts the gates that have not yet answered a change.
-type delivery struct {
-	left int
-	done chan struct{} // closed when left is 0
-}
-
-func (d *delivery) answered() {
-	if d.left--; d.left == 0 {
-		close(d.done)
-	}
 }
 
 // Connect opens a gate's session: it receives the orders in force at once and
@@ -112,7 +100,10 @@ func (s *Session) Orders() <-chan *merlon.Orders { return s.orders }
 func (s *Session) Ack(a Ack) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
-	i := slices.IndexFunc(s.pending, func(o *merlon.Orders) bool { return o.Hash == a.Hash })
+	i := len(s.pending) - 1
+	for i >= 0 && s.pending[i].Hash != a.Hash {
+		i--
+	}
 	if i < 0 || s.closed {
 		return
 	}
@@ -133,9 +124,12 @@ func (s *Session) Ack(a Ack) {
 
 // settle says that nothing more is to be expected about newest.
 func (s *Session) settle() {
-	if s.delivery != nil {
-		s.delivery.answered()
-		s.delivery = nil
+	if !s.waiting {
+		return
+	}
+	s.waiting = false
+	if s.c.waiting--; s.c.waiting == 0 {
+		close(s.c.quiet)
 	}
 }
 
@@ -169,12 +163,18 @@ func (s *Session) end() {
 }
 
 // send puts orders in front of the gate, in place of what it has not taken
-// yet. A change that those belonged to now waits for these.
+// yet.
 func (s *Session) send(o *merlon.Orders) {
 	if s.newest != nil && s.newest.Hash == o.Hash {
 		return
 	}
 	s.newest, s.refused = o, ""
+	if !s.waiting {
+		s.waiting = true
+		if s.c.waiting++; s.c.waiting == 1 {
+			s.c.quiet = make(chan struct{})
+		}
+	}
 	if len(s.pending) == maxPending {
 		s.pending = slices.Delete(s.pending, 0, 1)
 	}

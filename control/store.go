@@ -106,7 +106,9 @@ func (s *store) close() error {
 	if s.db != nil {
 		err = s.db.Close()
 	}
-	return errors.Join(err, s.lock.Close())
+	// Unlocked by name: a child that is being forked just now has the file
+	// too, and would keep the lock until its exec.
+	return errors.Join(err, syscall.Flock(int(s.lock.Fd()), syscall.LOCK_UN), s.lock.Close())
 }
 
 // privateDir makes dir for this user alone. One that others can enter is
