@@ -147,8 +147,8 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place, b gate.Bounds) *gat
 		Records:     records,
 		Log:         log,
 		Bounds:      b,
-		EdgeCertificate: func() (*tls.Certificate, error) {
-			cert, pem, err := e.auth.EdgeCertificate(in.Gateway.Hosts)
+		EdgeCertificate: func(hosts []string) (*tls.Certificate, error) {
+			cert, pem, err := e.auth.EdgeCertificate(hosts)
 			e.edgePEM = pem
 			return cert, err
 		},

@@ -117,7 +117,7 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 		if g.cfg.EdgeCertificate == nil {
 			return fmt.Errorf("%v: this gate cannot make a certificate; name files", gw.Pos)
 		}
-		cert, err = g.cfg.EdgeCertificate()
+		cert, err = g.cfg.EdgeCertificate(gw.Hosts)
 	case merlon.CertificateFiles:
 		var pair tls.Certificate
 		pair, err = tls.LoadX509KeyPair(gw.Certificate.Cert, gw.Certificate.Key)

@@ -42,7 +42,7 @@ type Config struct {
 
 	// EdgeCertificate proves the gateway's hosts when the intent leaves the
 	// certificate to Merlon. Only the edge asks for it.
-	EdgeCertificate func() (*tls.Certificate, error)
+	EdgeCertificate func(hosts []string) (*tls.Certificate, error)
 
 	Bounds Bounds // zero fields take the defaults
 }

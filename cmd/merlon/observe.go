@@ -144,7 +144,7 @@ func newRecord(u *ui) *cobra.Command {
 			dir := filepath.Join(u.stateDir(dirArg(args, 0)), recordsName)
 			f := record.Filter{Service: service}
 			if denied {
-				f.Effect = "deny"
+				f.Denied = true
 			}
 			last, err := record.Tail(dir, n, f)
 			if err != nil {
