@@ -1,0 +1,388 @@
+package intent
+
+import (
+	"regexp"
+	"strings"
+)
+
+// language is the table of the language: every key with its kind, default,
+// meaning and an example. The parser's checks, the JSON Schema and the
+// reference in docs/intent.md are all made from it, so they cannot disagree.
+func language() *shape {
+	limit := limitShape()
+	operations := &shape{
+		dict:  &shape{text: &text{what: "METHOD /path", check: notEmpty}},
+		names: &text{what: "operation names", pattern: regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.\-]*$`), code: codeName, check: operationName},
+	}
+	callers := callersShape(limit)
+	return &shape{object: []key{
+		{name: "trustDomain", required: true,
+			doc:     "The name of the estate in every identity: service `orders` is `spiffe://TRUSTDOMAIN/orders`. Stands in `merlon.yaml` only.",
+			shape:   &shape{text: &text{what: "a trust domain", check: trustDomain, code: codeTrustDomain, pattern: regexp.MustCompile(`^[a-z0-9._\-]{1,255}$`)}},
+			example: "trustDomain: shop.example\n"},
+		{name: "mode", shape: modeShape(), def: "enforce",
+			doc:     "`shadow` records what would be denied and lets it pass, in the whole estate. Guardrails are enforced nevertheless, and so is that a caller proves who it is. Stands in `merlon.yaml` only.",
+			example: "trustDomain: shop.example\nmode: shadow\n"},
+		{name: "gateway", shape: gatewayShape(limit),
+			doc:     "The edge, where calls from outside come in. Without it nothing is reachable from outside. Stands in `merlon.yaml` only.",
+			example: "trustDomain: shop.example\ngateway:\n  hosts: [shop.example]\n"},
+		{name: "services", shape: &shape{dict: &shape{object: serviceKeys(operations, callers)}, names: nameText("service"), empty: true},
+			doc:     "What calls and is called, by name. A service has one definition, in one file, so that its owner sees every rule about it.",
+			example: "trustDomain: shop.example\nservices:\n  web: {address: 10.0.1.5:8080}\n  orders:\n    operations: {getOrder: \"GET /orders/{id}\"}\n    callers: {web: [getOrder]}\n"},
+		{name: "external", shape: &shape{dict: &shape{object: externalKeys(operations, callers)}, names: nameText("external service"), empty: true},
+			doc:     "Services that are not ours, reached over public TLS. They cannot call.",
+			example: inExternal("")},
+		{name: "guardrails", shape: &shape{list: &shape{object: guardrailKeys()}, empty: true},
+			doc:     "Denials that the owner of a service cannot lift. They go before every rule, also in shadow mode.",
+			example: inGuardrail("")},
+		{name: "tests", shape: &shape{list: &shape{object: testKeys()}, empty: true},
+			doc:     "What must be true of the whole: `check`, `plan` and `apply` fail when a test does.",
+			example: inTest("expect: allow")},
+	}}
+}
+
+func nameText(of string) *text {
+	return &text{what: of + " names", check: nameOf, code: codeName, pattern: regexp.MustCompile(`^[a-z]([a-z0-9\-]{0,61}[a-z0-9])?$`)}
+}
+
+func modeShape() *shape {
+	return &shape{text: &text{what: "enforce or shadow", enum: []string{"enforce", "shadow"}}}
+}
+
+func hostShape(what string, check func(string) *problem) *shape {
+	t := &text{what: what, check: check, code: codeHost, pattern: regexp.MustCompile(`^(\[[0-9a-f:.]+\]|[a-z0-9\-.]+)$`)}
+	return &shape{list: &shape{text: t}}
+}
+
+func argv() *shape {
+	return &shape{list: &shape{text: &text{what: "an argument", check: shortText, number: true}}}
+}
+
+func limitShape() *shape {
+	rate := &text{what: "a rate such as 100/s", pattern: regexp.MustCompile(`^[0-9]+/[smh]$`), check: func(s string) *problem {
+		_, _, p := parseRate(s)
+		return p
+	}}
+	return &shape{text: rate, object: []key{
+		{name: "rate", required: true, shape: &shape{text: rate},
+			doc:     "How many in a second, a minute or an hour.",
+			example: inGateway("limit: {rate: 6000/m}")},
+		{name: "burst", def: "the count of `rate`",
+			doc: "How many at once, before `rate` holds.",
+			shape: &shape{text: &text{what: "a whole number", integer: true, pattern: regexp.MustCompile(`^[1-9][0-9]*$`), check: func(s string) *problem {
+				_, p := parseCount(s)
+				return p
+			}}},
+			example: inGateway("limit: {rate: 100/s, burst: 200}")},
+		{name: "per", def: "`client` for the gateway and for `anyone`, `caller` for a service or a login",
+			doc:     "What is counted: each client address, or each proved caller (a service, or a login and its subject).",
+			shape:   &shape{text: &text{what: "client or caller", enum: []string{"client", "caller"}}},
+			example: inGateway("limit: {rate: 100/s, per: client}")},
+	}}
+}
+
+func gatewayShape(limit *shape) *shape {
+	return &shape{object: []key{
+		{name: "listen", def: ":8443",
+			doc:     "Where the gateway listens: `:PORT`, or `ADDRESS:PORT` for one address only.",
+			shape:   &shape{text: &text{what: "an address to listen on, such as :8443", check: listen, code: codeAddress}},
+			example: inGateway("listen: 127.0.0.1:8443")},
+		{name: "hosts", required: true, shape: hostShape("host names", host),
+			doc:     "The host names that are answered. A call for any other host is refused. Written as clients send them: lower case, no port, no wildcard.",
+			example: "trustDomain: shop.example\ngateway:\n  hosts: [shop.example, api.shop.example]\n"},
+		{name: "certificate", def: "self-signed",
+			doc: "How the gateway proves its hosts: `self-signed` (made at the first start, for a first look), PEM files on the gateway's machine, or `none` (plain HTTP: TLS ends in front of the gateway). The files are not part of the intent.",
+			shape: &shape{text: &text{what: "self-signed, none or {cert, key}", enum: []string{"self-signed", "none"}}, object: []key{
+				{name: "cert", required: true, doc: "File of the certificate chain, leaf first.",
+					shape:   &shape{text: &text{what: "a file", check: notEmpty}},
+					example: inGateway("certificate: {cert: /etc/merlon/shop.pem, key: /etc/merlon/shop.key}")},
+				{name: "key", required: true, doc: "File of its private key.",
+					shape:   &shape{text: &text{what: "a file", check: notEmpty}},
+					example: inGateway("certificate:\n  cert: /etc/merlon/shop.pem\n  key: /etc/merlon/shop.key")},
+			}},
+			example: inGateway("certificate: none\nlisten: 127.0.0.1:8080")},
+		{name: "minTLS", def: "1.3",
+			doc:     "The oldest version of TLS that is spoken.",
+			shape:   &shape{text: &text{what: "1.2 or 1.3", enum: []string{"1.3", "1.2"}, number: true}},
+			example: inGateway("minTLS: 1.2")},
+		{name: "trustedProxies",
+			doc:     "Addresses of proxies in front of the gateway. Only from them is X-Forwarded-For believed; without this key it is removed.",
+			shape:   &shape{list: &shape{text: &text{what: "ranges such as 10.0.0.0/8", check: cidr, code: codeAddress}}, empty: true},
+			example: inGateway("trustedProxies: [10.0.0.0/8, \"fd00::/8\"]")},
+		{name: "login",
+			doc:     "Groups of people or programs outside, by name. A caller belongs to a login by a JWT bearer token of its issuer and audience.",
+			shape:   &shape{dict: &shape{object: loginKeys()}, names: nameText("login")},
+			example: inLogin("")},
+		{name: "limit", shape: limit,
+			doc:     "How often a client may call, whatever it calls. Short for a mapping with only `rate`.",
+			example: inGateway("limit: 100/s")},
+	}}
+}
+
+func loginKeys() []key {
+	return []key{
+		{name: "issuer", required: true, doc: "The `iss` of the tokens, exactly as it stands in them.",
+			shape: &shape{text: &text{what: "an issuer", check: notEmpty}}, example: inLogin("")},
+		{name: "audience", required: true, doc: "The `aud` that a token must have: a token made for somebody else is refused.",
+			shape: &shape{text: &text{what: "an audience", check: notEmpty}}, example: inLogin("")},
+		{name: "keys", required: true, doc: "The JSON Web Key Set that proves the tokens: a file beside this one, or an https URL that is fetched and refreshed by the gateway.",
+			shape: &shape{text: &text{what: "a file or an https URL", check: notEmpty}}, example: inLogin("")},
+		{name: "algorithms", def: "[RS256, ES256, EdDSA]",
+			doc:     "The signature algorithms that are accepted. `none` and the HMAC family are refused: who can check such a token can also make one.",
+			shape:   &shape{list: &shape{text: &text{what: "signature algorithms", check: algorithm, code: codeAlgorithm, pattern: regexp.MustCompile(`^((RS|PS|ES)(256|384|512)|EdDSA)$`)}}},
+			example: inLogin("algorithms: [ES256]")},
+		{name: "allowLocal", def: "false",
+			doc:     "Lets the URL of `keys` be at a private address. Otherwise the gateway refuses it, so that nobody can make it fetch from inside.",
+			shape:   &shape{text: &text{what: "true or false", enum: []string{"true", "false"}, number: true}},
+			example: strings.Replace(inLogin("allowLocal: true"), "keys: keys.json", "keys: https://id.internal/jwks.json", 1)},
+	}
+}
+
+func serviceKeys(operations, callers *shape) []key {
+	addressText := &text{what: "host:port", check: address, code: codeAddress}
+	return []key{
+		{name: "address", shape: &shape{text: addressText, list: &shape{text: addressText}},
+			doc:     "Where the service itself listens: `host:port`, `[ip]:port`, or `dns:host:port` to use and refresh every address of the name. A list when there are several.",
+			example: inService("address: [10.0.1.5:8080, \"[fd00::5]:8080\", \"dns:orders.internal:7002\"]")},
+		{name: "contract",
+			doc:     "File that says what the service offers: OpenAPI 3.0 or 3.1 (`.yaml`, `.json`), protobuf (`.proto`) or a descriptor set (`.binpb`). Relative to the file in which it is named.",
+			shape:   &shape{text: &text{what: "a file", check: notEmpty}},
+			example: inService("contract: orders/openapi.yaml")},
+		{name: "operations", shape: operations,
+			doc:     "Operations named here, for a service without a contract or beside it: `METHOD /path`, with `{name}` for one segment, `{name...}` at the end for all that follow, and `?a&b` for the query parameters that conditions may use.",
+			example: "trustDomain: shop.example\nservices:\n  catalog:\n    operations:\n      browse: GET /products/{id}\n      search: GET /products?q&page\n"},
+		{name: "protocol", def: "what the contract says, else `http`",
+			doc:     "What the service speaks. `tcp` is bytes: rules for it are about identity alone and say `all`.",
+			shape:   &shape{text: &text{what: "http, grpc or tcp", enum: []string{"http", "grpc", "tcp"}}},
+			example: "trustDomain: shop.example\nservices:\n  payments: {}\n  ledger:\n    protocol: tcp\n    callers: {payments: all}\n"},
+		{name: "callers", shape: callers,
+			doc:     "Who may call this service: a service, a login, or `anyone` (everyone who comes through the gateway, with or without a login). What they may call: `all`, a list of operations, a mapping with conditions, or a list of such mappings. Who is not here is denied.",
+			example: callersExample("callers:\n  anyone: [health]\n  web: all\n  staff:\n    operations: [getOrder]\n    when: claims.role == \"support\"")},
+		{name: "hosts", def: "every host of the gateway", shape: hostShape("hosts of the gateway", host),
+			doc:     "The hosts of the gateway on which this service's operations appear.",
+			example: "trustDomain: shop.example\ngateway:\n  hosts: [shop.example, api.shop.example]\nservices:\n  orders:\n    contract: orders/openapi.yaml\n    hosts: [api.shop.example]\n    callers: {anyone: all}\n"},
+		{name: "zone", shape: &shape{text: &text{what: "a name", check: label, code: codeName, pattern: nameText("zone").pattern}},
+			doc:     "The zone of the service, for guardrails.",
+			example: inService("zone: pci")},
+		{name: "mode", shape: modeShape(), def: "enforce",
+			doc:     "`shadow` records what this service would deny, and lets it pass.",
+			example: inService("mode: shadow")},
+		{name: "timeout", def: "15s",
+			doc: "How long an answer may take to begin, from 1ms to 1h.",
+			shape: &shape{text: &text{what: "a duration such as 2s", pattern: regexp.MustCompile(`^([0-9]+(\.[0-9]+)?(us|ms|s|m|h))+$`), check: func(s string) *problem {
+				_, p := parseTimeout(s)
+				return p
+			}}},
+			example: inService("timeout: 2s")},
+		{name: "retries", def: "{budget: 20%}",
+			doc: "When a failed call is tried again: only one that is safe to repeat, and only within the budget.",
+			shape: &shape{object: []key{{name: "budget", required: true,
+				doc: "How many calls of a hundred may be retries. `0%` for none.",
+				shape: &shape{text: &text{what: "a percentage such as 20%", pattern: regexp.MustCompile(`^(100|[0-9]{1,2})%$`), check: func(s string) *problem {
+					_, p := parsePercent(s)
+					return p
+				}}},
+				example: inService("retries: {budget: 0%}")}}},
+			example: inService("retries: {budget: 20%}")},
+		{name: "maxBody", def: "1MiB",
+			doc: "The largest request body, from 1B to 16GiB.",
+			shape: &shape{text: &text{what: "a size such as 1MiB", number: true, pattern: regexp.MustCompile(`^[0-9]+(B|KiB|MiB|GiB)?$`), check: func(s string) *problem {
+				_, p := parseSize(s)
+				return p
+			}}},
+			example: inService("maxBody: 10MiB")},
+		{name: "slashes", def: "encoded slashes are refused",
+			doc:     "`keep` lets an encoded slash (`%2F`) stay inside one segment of a path.",
+			shape:   &shape{text: &text{what: "keep", enum: []string{"keep"}}},
+			example: inService("slashes: keep")},
+		{name: "workload",
+			doc: "How a running process is recognised as this service.",
+			shape: &shape{object: []key{{name: "unix", required: true, doc: "By what the kernel says about the process.",
+				shape: &shape{object: []key{{name: "user", required: true, doc: "The user that it runs as. One user is one service.",
+					shape:   &shape{text: &text{what: "a user name", pattern: regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_.\-]{0,31}$`), number: true}},
+					example: inService("workload: {unix: {user: orders}}")}}},
+				example: inService("workload: {unix: {user: orders}}")}}},
+			example: inService("workload: {unix: {user: orders}}")},
+		{name: "run", shape: &shape{object: runKeys()},
+			doc:     "How `merlon up` builds and starts the service on this machine.",
+			example: inService("run: {command: [./orders]}")},
+	}
+}
+
+func runKeys() []key {
+	return []key{
+		{name: "dir", def: "the directory of the file in which it is named",
+			doc:   "Where the commands run, relative to the file in which it is named.",
+			shape: &shape{text: &text{what: "a directory", check: notEmpty}}, example: inService("run: {dir: orders, command: [./orders]}")},
+		{name: "build", shape: argv(),
+			doc:     "Command that builds it, as a list of arguments that no shell sees. `{bin}` is the place of the built program.",
+			example: inService("run:\n  build: [go, build, -o, \"{bin}\", ./orders]\n  command: [\"{bin}\"]")},
+		{name: "command", required: true, shape: argv(),
+			doc:     "Command that starts it, as a list of arguments that no shell sees.",
+			example: inService("run: {command: [python3, -m, http.server, 7002]}")},
+		{name: "env",
+			doc:     "Environment variables for both commands. An intent holds no secret.",
+			shape:   &shape{dict: &shape{text: &text{what: "text", check: shortText, number: true}}, names: envName(), empty: true},
+			example: inService("run: {command: [./orders], env: {PORT: 7002}}")},
+	}
+}
+
+func callersShape(limit *shape) *shape {
+	ops := &text{what: "operations", check: notEmpty}
+	sentence := []key{
+		{name: "operations", required: true,
+			doc:     "What the caller may call: `all`, or a list of operations.",
+			shape:   &shape{text: &text{what: "all", enum: []string{"all"}}, list: &shape{text: ops}},
+			example: callersExample("callers:\n  web: {operations: [getOrder, createOrder]}")},
+		{name: "when",
+			doc:     "A condition in CEL, checked against the contract before anything runs. It sees `claims`, `caller.name`, `caller.subject`, `caller.client`, `path.NAME`, `query.NAME`, `method`, `host` and `now`. A condition that fails to evaluate denies.",
+			shape:   &shape{text: &text{what: "a condition", check: condition, code: codeCondition}},
+			example: callersExample("callers:\n  staff: {operations: all, when: 'claims.role == \"support\"'}")},
+		{name: "mode", shape: modeShape(), def: "enforce",
+			doc:     "`shadow` records when this sentence would deny, and lets it pass.",
+			example: callersExample("callers:\n  web: {operations: all, when: 'path.id != \"0\"', mode: shadow}")},
+		{name: "limit", shape: limit,
+			doc:     "How often, for this caller and these operations. The keys are those of the gateway's limit.",
+			example: callersExample("callers:\n  web: {operations: all, limit: 50/s}")},
+	}
+	return &shape{
+		names: &text{what: "callers", check: label, code: codeName, pattern: nameText("caller").pattern},
+		empty: true,
+		dict: &shape{
+			text:   &text{what: "all", enum: []string{"all"}},
+			object: sentence,
+			list:   &shape{text: ops, object: sentence},
+		},
+	}
+}
+
+func externalKeys(operations, callers *shape) []key {
+	own := []key{
+		{name: "hosts", required: true, shape: hostShape("public host names", publicHost),
+			doc:     "The names under which it is called, and for which it has a public certificate.",
+			example: inExternal("")},
+	}
+	for _, k := range serviceKeys(operations, callers) {
+		switch k.name {
+		case "address":
+			k.doc = "Where it is reached, when not at port 443 of its hosts."
+			k.def = "`dns:HOST:443` for each of the hosts"
+			k.example = inExternal("address: dns:proxy.internal:3128")
+		case "operations":
+			k.doc = "What may be called there, as for a service. Left out together with `contract`, there are two operations: `any`, every method and path, and `root`, every method at `/`."
+			k.example = inExternal("operations: {charge: POST /v1/charges}")
+		case "contract", "callers", "zone", "mode", "timeout", "retries", "maxBody", "slashes":
+			k.see = "services.NAME." + k.name
+			k.example = ""
+		default:
+			continue
+		}
+		own = append(own, k)
+	}
+	return own
+}
+
+func guardrailKeys() []key {
+	return []key{
+		{name: "name", required: true, doc: "Its name in verdicts and records.",
+			shape: &shape{text: &text{what: "a name", check: label, code: codeName, pattern: nameText("guardrail").pattern}}, example: inGuardrail("")},
+		{name: "deny", required: true,
+			doc:     "`CALLER -> CALLEE` or `CALLER -> CALLEE.OPERATION`. A caller is a service, a login, `anyone`, `zone:ZONE` or `*`; a callee is a service, `zone:ZONE` or `*`.",
+			shape:   &shape{text: &text{what: "calls such as anyone -> zone:pci", check: notEmpty}},
+			example: inGuardrail("")},
+		{name: "because", doc: "Why, for whoever is denied by it.",
+			shape: &shape{text: &text{what: "text", check: notEmpty}}, example: inGuardrail("because: card data stays inside")},
+	}
+}
+
+func testKeys() []key {
+	return []key{
+		{name: "call", required: true,
+			doc:     "`CALLER -> SERVICE.OPERATION`, `CALLER -> SERVICE METHOD /path?query`, or `CALLER -> METHOD https://HOST/path` through the gateway.",
+			shape:   &shape{text: &text{what: "a call such as web -> orders.getOrder", check: notEmpty}},
+			example: inTest("expect: allow")},
+		{name: "expect", required: true, doc: "What must become of it.",
+			shape: &shape{text: &text{what: "allow or deny", enum: []string{"allow", "deny"}}}, example: inTest("expect: allow")},
+		{name: "claims", doc: "The claims of the caller's token, when the caller is a login.",
+			shape:   &shape{dict: &shape{any: true}, names: &text{what: "claims", check: notEmpty}, empty: true},
+			example: callersExample("callers:\n  staff: {operations: all, when: 'claims.role == \"support\"'}") + "tests:\n  - call: staff -> orders.getOrder\n    claims: {role: support}\n    expect: allow\n"},
+	}
+}
+
+// The examples stand in the smallest whole intent in which they mean
+// something. orders/openapi.yaml and keys.json are files beside it.
+
+func indent(lines, by string) string {
+	return by + strings.ReplaceAll(lines, "\n", "\n"+by) + "\n"
+}
+
+func inGateway(lines string) string {
+	return "trustDomain: shop.example\ngateway:\n  hosts: [shop.example]\n" + indent(lines, "  ")
+}
+
+func inLogin(lines string) string {
+	text := "staff:\n  issuer: https://id.shop.example\n  audience: shop\n  keys: keys.json"
+	if lines != "" {
+		text += "\n  " + lines
+	}
+	return inGateway("login:\n  "+strings.ReplaceAll(text, "\n", "\n  ")) +
+		"services:\n  orders:\n    contract: orders/openapi.yaml\n    callers: {staff: all}\n"
+}
+
+func inService(lines string) string {
+	return "trustDomain: shop.example\nservices:\n  orders:\n" + indent(lines, "    ")
+}
+
+func callersExample(lines string) string {
+	text := "trustDomain: shop.example\n"
+	if strings.Contains(lines, "staff") {
+		text = inLogin("")
+		text = text[:strings.Index(text, "services:")]
+	}
+	return text + "services:\n  web: {}\n  orders:\n    contract: orders/openapi.yaml\n" + indent(lines, "    ")
+}
+
+func inExternal(lines string) string {
+	text := "trustDomain: shop.example\nservices:\n  payments: {}\nexternal:\n  stripe:\n    hosts: [api.stripe.com]\n"
+	if lines != "" {
+		text += indent(lines, "    ")
+	}
+	return text + "    callers: {payments: all}\n"
+}
+
+func inGuardrail(lines string) string {
+	text := "trustDomain: shop.example\nservices:\n  payments: {zone: pci}\nguardrails:\n  - name: cards\n    deny: anyone -> zone:pci\n"
+	if lines != "" {
+		text += indent(lines, "    ")
+	}
+	return text
+}
+
+func inTest(lines string) string {
+	return callersExample("callers: {web: [getOrder]}") + "tests:\n  - call: web -> orders.getOrder\n" + indent(lines, "    ")
+}
+
+// canonicalKeys is the order of keys in a formatted file; it is the order of
+// the table.
+func canonicalKeys(keys []key) map[string]int {
+	order := make(map[string]int, len(keys))
+	for i, k := range keys {
+		order[k.name] = i
+	}
+	return order
+}
+
+func operationName(s string) *problem {
+	if s == "all" {
+		return &problem{codeReserved, `"all" is a word of the language: it means every operation`, "choose another name"}
+	}
+	ok := s != "" && len(s) <= 128
+	for i, c := range s {
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c == '_'
+		ok = ok && (letter || i > 0 && (c >= '0' && c <= '9' || c == '-' || c == '.'))
+	}
+	if !ok {
+		return &problem{codeName, "\"" + clip(s) + "\" is not the name of an operation", "it is letters, digits, _, - and dots, and starts with a letter"}
+	}
+	return nil
+}
