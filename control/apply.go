@@ -49,15 +49,12 @@ type WidensError struct {
 func (e *WidensError) Error() string {
 	n := 0
 	for _, ch := range e.Changes {
-		if widens(ch) {
+		if ch.Widens() {
 			n++
 		}
 	}
 	return fmt.Sprintf("the change widens access in %d places; nothing was changed", n)
 }
-
-// widens reports whether a change newly allows calls.
-func widens(ch verify.Change) bool { return ch.Allowed }
 
 // Plan says what Apply would do with an intent, and does nothing. The error is
 // of type merlon.Diagnostics when the intent itself is wrong.
@@ -82,7 +79,7 @@ func (c *Control) plan(l *intent.Loaded, p *policy.Policy) *Plan {
 		plan.From, old = c.inForce.commit.Hash, c.inForce.policy
 	}
 	plan.Changes = verify.Diff(old, p)
-	plan.Widens = slices.ContainsFunc(plan.Changes, widens)
+	plan.Widens = verify.Widens(plan.Changes)
 	return plan
 }
 
