@@ -16,7 +16,7 @@ type Request struct {
 	Fields []Field
 	Body   Body  // never BodyClose
 	Length int64 // of the body, for BodyLength; else 0
-	Close  bool  // the connection ends after this exchange
+	Close  bool  // the connection ends after this exchange; if not and Minor is 0, say keep-alive
 	Expect bool  // the client waits for "100 Continue" before it sends the body
 	// Upgrade is the protocol the client asks to change to; "" when it does not.
 	Upgrade       string

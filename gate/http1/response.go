@@ -26,7 +26,7 @@ func (r *Response) Reset() {
 
 // Parse reads the head of the response to a request with the given method, as
 // Request.Parse does. An interim response (Status 1xx but 101) is followed by
-// another head. Every refusal has Status 502: a response that can be read in
+// another head; the reader bounds how many it takes. Every refusal has Status 502: a response that can be read in
 // two ways would answer the next client with somebody else's bytes.
 func (r *Response) Parse(buf []byte, method string, lim Limits) (n int, err error) {
 	lim = lim.orDefault()
