@@ -29,6 +29,8 @@ http {
 	client_header_timeout 2s;
 	client_body_timeout 2s;
 	lingering_close off;
+	lingering_timeout 1s;
+	lingering_time 1s;
 	server {
 		listen %s default_server;
 		%s
