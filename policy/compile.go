@@ -29,12 +29,27 @@ func Compile(in *merlon.Intent) (*Policy, merlon.Diagnostics) {
 	}
 	c.guardrails()
 	c.unused()
-	p := &Policy{intent: in, services: c.services, hosts: c.edges()}
+	p := &Policy{intent: in, services: c.services, index: c.index(), hosts: c.edges()}
 	ds := sortDiagnostics(c.ds)
 	if ds.Failed() {
 		return nil, ds
 	}
 	return p, ds
+}
+
+// index finds every operation by its names.
+func (c *compiler) index() map[operationKey]*operation {
+	n := 0
+	for _, s := range c.order {
+		n += len(s.ordered)
+	}
+	all := make(map[operationKey]*operation, n)
+	for _, s := range c.order {
+		for _, op := range s.ordered {
+			all[operationKey{s.Name, op.Name}] = op
+		}
+	}
+	return all
 }
 
 // compiler is the state of one Compile.
@@ -204,7 +219,7 @@ func (c *compiler) hang(op *operation, r *rule) {
 	if r.party.kind == merlon.Anyone {
 		op.anyone = r
 	} else {
-		op.rules = append(op.rules, r)
+		op.rules = append(op.rules, partyRule{r.party, r})
 		op.reindex()
 	}
 	r.ops = append(r.ops, op)
@@ -218,11 +233,11 @@ func (o *operation) reindex() {
 	switch {
 	case o.index != nil:
 		last := o.rules[len(o.rules)-1]
-		o.index[last.party] = last
+		o.index[last.party] = last.rule
 	case len(o.rules) > linearRules:
 		o.index = make(map[party]*rule, len(o.rules))
 		for _, r := range o.rules {
-			o.index[r.party] = r
+			o.index[r.party] = r.rule
 		}
 	}
 }

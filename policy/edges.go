@@ -58,7 +58,7 @@ func (p *Policy) edgesOf(op *operation, yield func(Edge) bool) bool {
 		return yield(e)
 	}
 	for _, r := range op.rules {
-		if !give(r.party, r) {
+		if !give(r.party, r.rule) {
 			return false
 		}
 	}

@@ -350,7 +350,8 @@ func (x *explainer) noRule(op *operation, who party) {
 // first one that the caller could become by logging in.
 func (x *explainer) nearestRule(op *operation) {
 	var found *rule
-	for _, r := range op.rules {
+	for _, named := range op.rules {
+		r := named.rule
 		if found == nil || x.c.Caller.Kind != merlon.Workload && r.party.kind == merlon.Login && found.party.kind != merlon.Login {
 			found = r
 		}

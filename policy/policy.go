@@ -32,8 +32,12 @@ import (
 type Policy struct {
 	intent   *merlon.Intent
 	services map[string]*service
-	hosts    map[string]*edge // canonical host names of the gateway
+	index    map[operationKey]*operation // of all services: one look for Decide
+	hosts    map[string]*edge            // canonical host names of the gateway
 }
+
+// operationKey names an operation.
+type operationKey struct{ service, operation string }
 
 // Intent is the intent that p was compiled from; it must not be changed. It is
 // nil for the zero Policy.
@@ -58,8 +62,8 @@ type service struct {
 type operation struct {
 	*merlon.Operation
 	service *service
-	rules   []*rule         // at most linearRules, or
-	index   map[party]*rule // the same by caller
+	rules   []partyRule     // by caller
+	index   map[party]*rule // the same, when there are more than linearRules
 	anyone  *rule           // nil when not open to everyone
 	guards  *guards         // nil when no guardrail covers it
 	exposed bool            // some rule opens it to the gateway
@@ -69,6 +73,12 @@ type operation struct {
 
 	noRule     merlon.Verdict // for callers inside
 	noRuleEdge merlon.Verdict // for callers who come through the gateway
+}
+
+// partyRule is a rule beside the caller that it names, where a scan finds both.
+type partyRule struct {
+	party party
+	rule  *rule
 }
 
 // linearRules is up to how many rules a scan beats a map.
@@ -122,13 +132,12 @@ func (p *Policy) Decide(c *merlon.Call) merlon.Verdict {
 	if p == nil {
 		return merlon.Verdict{Reason: merlon.ReasonNoService}
 	}
-	s := p.services[c.Service]
-	if s == nil {
-		return merlon.Verdict{Reason: merlon.ReasonNoService}
-	}
-	op := s.operations[c.Operation]
+	op := p.index[operationKey{c.Service, c.Operation}]
 	if op == nil {
-		return merlon.Verdict{Reason: merlon.ReasonNoOperation, Pos: s.Pos}
+		if s := p.services[c.Service]; s != nil {
+			return merlon.Verdict{Reason: merlon.ReasonNoOperation, Pos: s.Pos}
+		}
+		return merlon.Verdict{Reason: merlon.ReasonNoService}
 	}
 	who := partyOf(&c.Caller)
 	if op.guards != nil {
@@ -165,9 +174,9 @@ func (o *operation) named(who party) *rule {
 	if o.index != nil {
 		return o.index[who]
 	}
-	for _, r := range o.rules {
-		if r.party == who {
-			return r
+	for i := range o.rules {
+		if o.rules[i].party == who {
+			return o.rules[i].rule
 		}
 	}
 	return nil
