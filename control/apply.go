@@ -49,15 +49,12 @@ type WidensError struct {
 func (e *WidensError) Error() string {
 	n := 0
 	for _, ch := range e.Changes {
-		if widens(ch) {
+		if ch.Widens() {
 			n++
 		}
 	}
 	return fmt.Sprintf("the change widens access in %d places; nothing was changed", n)
 }
-
-// widens reports whether a change newly allows calls.
-func widens(ch verify.Change) bool { return ch.Allowed }
 
 // Plan says what Apply would do with an intent, and does nothing. The error is
 // of type merlon.Diagnostics when the intent itself is wrong.
@@ -82,7 +79,7 @@ func (c *Control) plan(l *intent.Loaded, f *force) *Plan {
 		plan.From, old = c.inForce.commit.Hash, c.inForce.policy
 	}
 	plan.Changes = verify.Diff(old, f.policy)
-	plan.Widens = slices.ContainsFunc(plan.Changes, widens)
+	plan.Widens = verify.Widens(plan.Changes)
 	return plan
 }
 
@@ -128,7 +125,7 @@ func (c *Control) Apply(ctx context.Context, l *intent.Loaded, opt ApplyOptions)
 	if plan.Widens && !opt.Widen && old != nil {
 		return nil, &WidensError{Changes: plan.Changes}
 	}
-	if err := c.prepare(ctx, l, plan); err != nil {
+	if err := c.prepare(ctx, f, plan); err != nil {
 		return nil, err
 	}
 	places, all := affected(old, f)
@@ -159,13 +156,13 @@ func (c *Control) Apply(ctx context.Context, l *intent.Loaded, opt ApplyOptions)
 
 // prepare brings up what the intent needs and sees that all of it can be
 // enforced then.
-func (c *Control) prepare(ctx context.Context, l *intent.Loaded, plan *Plan) error {
+func (c *Control) prepare(ctx context.Context, f *force, plan *Plan) error {
 	if c.opt.Prepare != nil {
-		if err := c.opt.Prepare(ctx, l.Intent); err != nil {
+		if err := c.opt.Prepare(ctx, f.intent); err != nil {
 			return err
 		}
 		c.mu.Lock()
-		plan.Problems = c.enforceable(l.Intent)
+		plan.Problems = c.enforceable(f)
 		c.mu.Unlock()
 	}
 	if plan.Problems.Failed() {
