@@ -57,7 +57,11 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	records, err := record.Open(o.records, record.Options{})
+	records, err := record.Open(o.records, record.Options{
+		Now:         time.Now,
+		TrustDomain: orders.Intent.TrustDomain,
+		Place:       orders.Place.String(),
+	})
 	if err != nil {
 		return err
 	}

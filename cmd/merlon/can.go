@@ -161,7 +161,7 @@ func (u *ui) printExplanation(e policy.Explanation) {
 	if e.Why != "" {
 		u.printf("  %s %s\n", u.dim("why:"), e.Why)
 	}
-	if e.Nearest != "" {
+	if e.Nearest != "" && e.Verdict.Effect != merlon.Allow {
 		u.printf("  %s %s %s\n", u.dim("nearest rule:"), e.Nearest, u.dim(e.NearestPos.String()))
 	}
 	for i, c := range e.Changes {

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"merlon"
 )
 
 const (
@@ -53,15 +51,15 @@ func (c *Cluster) watch() {
 			n.asked = true // and never answered
 			continue
 		}
-		c.wg.Go(func() { c.resolve(ctx, e, n) })
+		c.wg.Go(func() { c.resolve(ctx, n) })
 	}
 }
 
 // resolve keeps the addresses of n fresh until ctx ends.
-func (c *Cluster) resolve(ctx context.Context, e merlon.Endpoint, n *name) {
+func (c *Cluster) resolve(ctx context.Context, n *name) {
 	failures := 0
 	for ctx.Err() == nil {
-		if c.lookup(ctx, e, n) {
+		if c.lookup(ctx, n) {
 			failures = 0
 		} else {
 			failures++
@@ -93,7 +91,7 @@ func (c *Cluster) resolve(ctx context.Context, e merlon.Endpoint, n *name) {
 // nothing: the last good addresses stay, for a name server that is away must
 // not take every service with it, and an address that is really dead is
 // ejected soon enough.
-func (c *Cluster) lookup(ctx context.Context, e merlon.Endpoint, n *name) bool {
+func (c *Cluster) lookup(ctx context.Context, n *name) bool {
 	ask, cancel := context.WithTimeout(ctx, lookupTimeout)
 	addrs, err := c.cfg.Resolver.LookupNetIP(ask, "ip", n.host)
 	cancel()
@@ -103,11 +101,7 @@ func (c *Cluster) lookup(ctx context.Context, e merlon.Endpoint, n *name) bool {
 	addresses := hostports(addrs, n.port)
 
 	c.mu.Lock()
-	if c.names[e] != n { // not wanted any more
-		c.mu.Unlock()
-		return true
-	}
-	n.asked, n.err = true, err
+	n.asked, n.err = true, err // if n is not wanted any more, this has no effect
 	var gone []*endpoint
 	if err == nil && !slices.Equal(addresses, n.addresses) {
 		n.addresses = addresses

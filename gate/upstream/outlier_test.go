@@ -88,8 +88,15 @@ func TestEjectionLife(t *testing.T) {
 	if st := status(t, c, bad.endpoint); st.Ejected != 0 {
 		t.Fatalf("ejected although the failures are not consecutive: %+v", st)
 	}
-	early := lend(t, c, bad.endpoint)
+	early, late := lend(t, c, bad.endpoint), lend(t, c, bad.endpoint)
+	one, two := lend(t, c, bad.endpoint), lend(t, c, bad.endpoint)
+	one.Release(true)
+	two.Release(true) // one more than the failing call takes: it must go
 	failing(t, c, bad.endpoint, 1)
+	clk.add(time.Millisecond)
+	late.Failed(Reset) // does not lengthen what it did not see
+	late.Release(true)
+	clk.add(-time.Millisecond)
 	for round, want := range []time.Duration{time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second, 5 * time.Second} {
 		if st := status(t, c, bad.endpoint); st.Ejected != want || st.Idle != 0 {
 			t.Fatalf("round %d: %+v, want ejected for %v and an empty pool", round, st, want)
@@ -249,6 +256,30 @@ func TestPanic(t *testing.T) {
 	t.Error("no ejected endpoint was used")
 }
 
+// In an outage each call tries once: failing over would multiply the load on
+// what is down.
+func TestPanicTriesOnce(t *testing.T) {
+	t.Parallel()
+	all := []merlon.Endpoint{refused(t), refused(t), refused(t)}
+	c := open(t, Config{EjectAfter: 1, Now: newClock().now}, all...)
+	failures := func() (n int64) {
+		for _, ep := range c.set.Load().all {
+			n += ep.fails.Load()
+		}
+		return n
+	}
+	_, err := c.Get(context.Background(), false)
+	wantReason(t, err, ReasonConnect)
+	if n := failures(); n != 3 {
+		t.Errorf("the first call tried %d endpoints, want all 3", n)
+	}
+	_, err = c.Get(context.Background(), false)
+	wantReason(t, err, ReasonConnect)
+	if n := failures(); n != 4 {
+		t.Errorf("a call in a panic tried %d endpoints, want 1", n-3)
+	}
+}
+
 // When endpoints go, the ejected ones must not be all that is left.
 func TestUpdateKeepsHalf(t *testing.T) {
 	t.Parallel()
@@ -327,7 +358,7 @@ func TestHangingUpIsNoFailure(t *testing.T) {
 func TestBlackHole(t *testing.T) {
 	t.Parallel()
 	hole, s := blackHole(t), serve(t, echo)
-	c := open(t, Config{ConnectTimeout: 30 * time.Millisecond, EjectAfter: 2}, hole, s.endpoint)
+	c := open(t, Config{ConnectTimeout: 400 * time.Millisecond, EjectAfter: 1}, hole, s.endpoint)
 	for range 50 {
 		conn := get(t, c, true)
 		if conn.Endpoint != s.endpoint {

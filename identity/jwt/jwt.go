@@ -438,6 +438,10 @@ func (v *Verifier) Status() []Status {
 // keys it has.
 func (v *Verifier) Close() {
 	v.stop()
+	for _, s := range v.remotes {
+		s.mu.Lock() // who was about to start a fetch has started it, or sees the end
+		s.mu.Unlock()
+	}
 	v.flights.Wait()
 	for _, s := range v.remotes {
 		s.client.Transport.(*http.Transport).CloseIdleConnections()

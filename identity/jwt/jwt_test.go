@@ -454,6 +454,7 @@ func TestNew(t *testing.T) {
 		{"weak RSA", "1024 bits", []merlon.LoginRule{rule(jwks("weak"), "RS256")}},
 		{"for encryption", "not for signatures", []merlon.LoginRule{rule(encryption, "ES256")}},
 		{"not to verify", "key_ops", []merlon.LoginRule{rule(ops, "ES256")}},
+		{"one for encryption among good", "", []merlon.LoginRule{rule(strings.Replace(jwks("p256", "rsa"), `"sig"`, `"enc"`, 1), "ES256")}},
 		{"too many keys", "at most 100", []merlon.LoginRule{rule(many, "ES256")}},
 		{"too large", "larger than", []merlon.LoginRule{rule(`{"keys":[],"x":"`+strings.Repeat("a", maxKeySet)+`"}`, "ES256")}},
 		{"point off the curve", "key", []merlon.LoginRule{rule(`{"keys":[{"kty":"EC","crv":"P-256","x":"AQ","y":"AQ"}]}`, "ES256")}},

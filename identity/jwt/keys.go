@@ -96,6 +96,10 @@ func (s *keySet) find(alg jose.SignatureAlgorithm, kid string) (*key, string) {
 	return nil, UnknownKey
 }
 
+// errOther says that a key is good, but for something else. Sets that are
+// published hold such keys.
+var errOther = errors.New("it is not for signatures")
+
 // jwk is what is read of a JWK (RFC 7517 4, RFC 7518 6). Certificates and
 // addresses in it are left alone.
 type jwk struct {
@@ -154,9 +158,11 @@ func parseKeys(b []byte) (set *keySet, problems []error, err error) {
 	return set, problems, nil
 }
 
-// inlineKeys reads a key set that a person wrote down: every key must be good.
+// inlineKeys reads a key set that a person put into the intent: every key for
+// signatures must be good.
 func inlineKeys(b []byte) (*keySet, error) {
 	set, problems, err := parseKeys(b)
+	problems = slices.DeleteFunc(problems, func(err error) bool { return errors.Is(err, errOther) })
 	switch {
 	case err != nil:
 		return nil, err
@@ -180,11 +186,11 @@ func parseKey(b []byte) (key, string, error) {
 	case j.D != nil:
 		return key{}, "", errors.New("the private key is in the set: whoever reads it can forge tokens")
 	case j.Use != "" && j.Use != "sig":
-		return key{}, "", fmt.Errorf("it is not for signatures (use is %q)", j.Use)
+		return key{}, "", fmt.Errorf("%w (use is %q)", errOther, j.Use)
 	case j.Ops != nil && !slices.Contains(j.Ops, "verify"):
-		return key{}, "", errors.New(`it is not to verify with (key_ops lacks "verify")`)
+		return key{}, "", fmt.Errorf(`%w (key_ops lacks "verify")`, errOther)
 	case j.Alg != "" && !known(jose.SignatureAlgorithm(j.Alg)):
-		return key{}, "", fmt.Errorf("its algorithm %q is not one of %s", j.Alg, strings.Join(algorithmNames(), ", "))
+		return key{}, "", fmt.Errorf("%w (alg is %q)", errOther, j.Alg)
 	}
 	plain, err := json.Marshal(jwk{Kty: j.Kty, Crv: j.Crv, X: j.X, Y: j.Y, N: j.N, E: j.E})
 	if err != nil {

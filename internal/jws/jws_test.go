@@ -41,6 +41,42 @@ func TestObject(t *testing.T) {
 	}
 }
 
+func TestSplit(t *testing.T) {
+	t.Parallel()
+	const head, body, sig = "eyJhIjoxfQ", "eyJiIjoyfQ", "AAAA" // {"a":1}, {"b":2}
+	c, err := Split(head+"."+body+"."+sig, 3)
+	if err != nil || c.Header["a"] != int64(1) || c.Payload["b"] != int64(2) {
+		t.Errorf("%v, %v", c, err)
+	}
+	for _, token := range []string{
+		"", ".", "..", "...", head, head + "." + body, head + "." + body + ".", head + "." + body + "." + sig + ".",
+		"." + body + "." + sig, head + ".." + sig, head + "=." + body + "." + sig, head + "\n." + body + "." + sig,
+		head + "." + body + "." + sig + "\r", head + "." + body + ".AAAB!", head + "." + body + ".AB", // bits set that are not used
+		"eyJhIjoxfR." + body + "." + sig, "W10." + body + "." + sig,
+	} {
+		if c, err := Split(token, 3); err == nil {
+			t.Errorf("%q: %v", token, c)
+		}
+	}
+}
+
+func TestAudience(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		aud  any
+		want bool
+	}{
+		{"shop", true}, {[]any{"a", "shop"}, true},
+		{"Shop", false}, {"shop ", false}, {[]any{}, false}, {[]any{"a"}, false}, {[]any{"shop", int64(1)}, false},
+		{nil, false}, {int64(1), false}, {map[string]any{"shop": true}, false}, {[]any{[]any{"shop"}}, false},
+	}
+	for _, tt := range tests {
+		if Audience(tt.aud, "shop") != tt.want {
+			t.Errorf("%v: %v", tt.aud, !tt.want)
+		}
+	}
+}
+
 func TestDate(t *testing.T) {
 	t.Parallel()
 	tests := []struct {

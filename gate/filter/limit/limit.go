@@ -43,7 +43,7 @@ const (
 	shardCount  = 1 << shardBits
 	ways        = 8                  // entries in a set: two cache lines
 	overflowing = 16                 // overflow buckets of a shard, one for each limit in need of one
-	slack       = int64(time.Second) // more than two readers of the clock are ever apart
+	slack       = int64(time.Minute) // more than two callers' readings of the clock are ever apart, even over a pause
 	minSets     = 2
 	maxKeysEver = 1 << 28 // 8 GiB; beyond it is a mistake
 )
@@ -98,8 +98,8 @@ type State struct {
 // describes. now is monotonic nanoseconds, not negative. A nil lim, or one
 // without a positive count, window and burst, denies.
 //
-// A limit may change between calls: the key keeps its debt, but never more
-// than an empty bucket of the new limit.
+// A limit may change between calls: the key keeps its debt, but if that is
+// more than a minute beyond an empty bucket of the new limit it is cut to that.
 func (l *Limiter) Allow(key uint64, lim *merlon.Limit, now int64) State {
 	if l == nil || len(l.shards) == 0 || lim == nil || lim.Count <= 0 || lim.Window <= 0 || lim.Burst <= 0 {
 		return State{}
@@ -189,8 +189,8 @@ func bucketOf(lim *merlon.Limit) bucket {
 // take admits a call if the bucket of e has a token at now; without a bucket
 // it refuses. A TAT in the past is a full bucket. One far beyond an empty
 // bucket is the debt of an earlier, slower limit, and is cut; but not one that
-// is there only because another reader's clock is ahead, for that would be a
-// refund.
+// is there only because this caller read the clock long ago, for that would be
+// a refund.
 func (b bucket) take(e *entry, now int64) (tat int64, ok bool) {
 	if e == nil {
 		return now + b.depth, false
