@@ -9,19 +9,42 @@ import (
 	"fmt"
 )
 
-// Encode seals o: it sets Hash and returns the one text that stands for these
-// orders. Hash is the SHA-256 of that text with an empty Hash.
-func (o *Orders) Encode() ([]byte, error) {
-	o.Hash = ""
-	text, err := json.Marshal(o)
+// Seal sets Content and Hash, once all other fields are what they should be.
+func (o *Orders) Seal() error {
+	content, err := json.Marshal(struct {
+		Intent    *Intent               `json:"intent"`
+		Endpoints map[string][]Endpoint `json:"endpoints"`
+	}{&o.Intent, o.Endpoints})
 	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(content)
+	o.Content = hex.EncodeToString(sum[:])
+	o.name()
+	return nil
+}
+
+// name sets Hash from the fields that stand for all.
+func (o *Orders) name() {
+	sum := sha256.Sum256(fmt.Appendf(nil, "orders %d\n%q\n%q\n%q\n", o.Version, o.Place.Service, o.Of, o.Content))
+	o.Hash = hex.EncodeToString(sum[:])
+}
+
+// Under returns sealed orders with the same content under another intent. They
+// share it with o.
+func (o *Orders) Under(of string) *Orders {
+	again := *o
+	again.Of = of
+	again.name()
+	return &again
+}
+
+// Encode seals o and returns the one text that stands for these orders.
+func (o *Orders) Encode() ([]byte, error) {
+	if err := o.Seal(); err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(text)
-	o.Hash = hex.EncodeToString(sum[:])
-	// The quotes around the key cannot stand inside a JSON string, so the
-	// first match is the field itself.
-	return bytes.Replace(text, []byte(`"hash":""`), []byte(`"hash":"`+o.Hash+`"`), 1), nil
+	return json.Marshal(o)
 }
 
 // DecodeOrders reads what Encode wrote and nothing else. Orders of another

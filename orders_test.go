@@ -41,8 +41,19 @@ func TestOrdersRoundTrip(t *testing.T) {
 	}
 	other := sampleOrders()
 	other.Endpoints["orders"][0].Address = "127.0.0.1:9"
-	if _, err := other.Encode(); err != nil || other.Hash == o.Hash {
+	if _, err := other.Encode(); err != nil || other.Hash == o.Hash || other.Content == o.Content {
 		t.Errorf("other orders have the same hash: %v", err)
+	}
+	moved := sampleOrders()
+	moved.Place.Service = "web"
+	if err := moved.Seal(); err != nil || moved.Hash == o.Hash || moved.Content != o.Content {
+		t.Errorf("orders of another place have the same hash: %v", err)
+	}
+	under := o.Under("def")
+	renamed := sampleOrders()
+	renamed.Of = "def"
+	if err := renamed.Seal(); err != nil || !reflect.DeepEqual(under, renamed) || under.Hash == o.Hash || o.Of != "abc" {
+		t.Errorf("under another intent: %+v, want %+v", under, renamed)
 	}
 }
 

@@ -49,12 +49,14 @@ func (c *Control) Serve() (*API, error) {
 	}
 	a := &API{path: path, done: make(chan struct{})}
 	a.server = &http.Server{
-		Handler:           c.Handler(),
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       time.Minute,
-		WriteTimeout:      time.Minute + c.opt.AckWait,
-		MaxHeaderBytes:    8 << 10,
-		ConnContext:       withPeer,
+		Handler: c.Handler(),
+
+		DisableGeneralOptionsHandler: true, // "OPTIONS *" is no path of ours
+		ReadHeaderTimeout:            5 * time.Second,
+		ReadTimeout:                  time.Minute,
+		WriteTimeout:                 time.Minute + c.opt.AckWait,
+		MaxHeaderBytes:               8 << 10,
+		ConnContext:                  withPeer,
 	}
 	go func() {
 		defer close(a.done)

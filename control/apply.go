@@ -68,17 +68,17 @@ func (c *Control) Plan(ctx context.Context, l *intent.Loaded) (*Plan, error) {
 	if c.closed {
 		return nil, ErrClosed
 	}
-	return c.plan(l, p), nil
+	return c.plan(l, newForce(Commit{}, l.Intent, p)), nil
 }
 
 // plan needs c.mu.
-func (c *Control) plan(l *intent.Loaded, p *policy.Policy) *Plan {
-	plan := &Plan{To: l.Hash, Problems: c.enforceable(l.Intent)}
+func (c *Control) plan(l *intent.Loaded, f *force) *Plan {
+	plan := &Plan{To: l.Hash, Problems: c.enforceable(f)}
 	var old *policy.Policy
 	if c.inForce != nil {
 		plan.From, old = c.inForce.commit.Hash, c.inForce.policy
 	}
-	plan.Changes = verify.Diff(old, p)
+	plan.Changes = verify.Diff(old, f.policy)
 	plan.Widens = verify.Widens(plan.Changes)
 	return plan
 }
@@ -117,16 +117,18 @@ func (c *Control) Apply(ctx context.Context, l *intent.Loaded, opt ApplyOptions)
 		defer c.mu.Unlock()
 		return c.result(c.inForce.commit, true, warnings), nil
 	}
-	plan := c.plan(l, p)
-	first := c.inForce == nil
+	f := newForce(Commit{}, l.Intent, p)
+	plan := c.plan(l, f)
+	old := c.inForce
 	c.mu.Unlock()
 
-	if plan.Widens && !opt.Widen && !first {
+	if plan.Widens && !opt.Widen && old != nil {
 		return nil, &WidensError{Changes: plan.Changes}
 	}
-	if err := c.prepare(ctx, l, plan); err != nil {
+	if err := c.prepare(ctx, f, plan); err != nil {
 		return nil, err
 	}
+	places, all := affected(old, f)
 	// Recorded before it is sent: what a gate enforces can always be named.
 	commit, err := c.store.commit(ctx, Commit{
 		Hash: l.Hash, Time: c.opt.Now().UTC(), Who: opt.Who, Message: opt.Message, Changes: plan.Changes,
@@ -135,7 +137,8 @@ func (c *Control) Apply(ctx context.Context, l *intent.Loaded, opt ApplyOptions)
 		return nil, err
 	}
 	begun := c.opt.Now()
-	quiet, err := c.deliver(newForce(commit, l.Intent, p))
+	f.commit = commit
+	quiet, err := c.deliver(f, places, all)
 	if err != nil {
 		return nil, fmt.Errorf("the intent is recorded, but its orders could not be written: %w", err)
 	}
@@ -153,13 +156,13 @@ func (c *Control) Apply(ctx context.Context, l *intent.Loaded, opt ApplyOptions)
 
 // prepare brings up what the intent needs and sees that all of it can be
 // enforced then.
-func (c *Control) prepare(ctx context.Context, l *intent.Loaded, plan *Plan) error {
+func (c *Control) prepare(ctx context.Context, f *force, plan *Plan) error {
 	if c.opt.Prepare != nil {
-		if err := c.opt.Prepare(ctx, l.Intent); err != nil {
+		if err := c.opt.Prepare(ctx, f.intent); err != nil {
 			return err
 		}
 		c.mu.Lock()
-		plan.Problems = c.enforceable(l.Intent)
+		plan.Problems = c.enforceable(f)
 		c.mu.Unlock()
 	}
 	if plan.Problems.Failed() {
@@ -169,12 +172,17 @@ func (c *Control) prepare(ctx context.Context, l *intent.Loaded, plan *Plan) err
 }
 
 // deliver puts f in force, sends every gate its orders, and returns a channel
-// that closes when all gates have answered.
-func (c *Control) deliver(f *force) (<-chan struct{}, error) {
+// that closes when all gates have answered. Only the given places, or all, may
+// have other orders than before.
+func (c *Control) deliver(f *force, places map[merlon.Place]bool, all bool) (<-chan struct{}, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.inForce = f
 	for p := range c.sessions {
+		if o := c.current[p]; o != nil && !all && !places[p] {
+			c.dispatch(p, o.Under(f.commit.Hash))
+			continue
+		}
 		if err := c.order(f, p); err != nil {
 			return nil, err
 		}
@@ -217,13 +225,13 @@ func (c *Control) Rollback(ctx context.Context, hash string, opt ApplyOptions) (
 
 // enforceable finds what no connected gate can enforce: a rule that would be
 // accepted and stay without effect, or worse, seem to have one. It needs c.mu.
-func (c *Control) enforceable(in *merlon.Intent) merlon.Diagnostics {
+func (c *Control) enforceable(f *force) merlon.Diagnostics {
 	var ds merlon.Diagnostics
-	for i := range in.Services {
-		s := &in.Services[i]
+	for i := range f.intent.Services {
+		s := &f.intent.Services[i]
 		for j := range s.Rules {
 			r := &s.Rules[j]
-			for _, p := range needs(in, s, r.Caller) {
+			for _, p := range f.needs(s, r.Caller) {
 				if d, ok := c.cannot(p, s, r); ok {
 					ds = append(ds, d)
 				}

@@ -53,8 +53,10 @@ type Control struct {
 	mu       sync.Mutex
 	inForce  *force // nil before the first commit
 	sessions map[merlon.Place]map[*Session]struct{}
-	waiting  int           // gates that have not answered their newest orders
-	quiet    chan struct{} // closed when waiting falls to 0, new when it rises from there
+	current  map[merlon.Place]*merlon.Orders    // the newest of each place with a gate
+	reach    map[merlon.Place][]merlon.Endpoint // of the gates of a place, as others reach them
+	waiting  int                                // gates that have not answered their newest orders
+	quiet    chan struct{}                      // closed when waiting falls to 0, new when it rises from there
 	closed   bool
 }
 
@@ -81,7 +83,10 @@ func Open(ctx context.Context, dir string, opt Options) (*Control, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Control{opt: opt, store: st, sessions: map[merlon.Place]map[*Session]struct{}{}, quiet: make(chan struct{})}
+	c := &Control{
+		opt: opt, store: st, sessions: map[merlon.Place]map[*Session]struct{}{},
+		current: map[merlon.Place]*merlon.Orders{}, reach: map[merlon.Place][]merlon.Endpoint{}, quiet: make(chan struct{}),
+	}
 	close(c.quiet)
 	if err := c.restore(ctx); err != nil {
 		return nil, errors.Join(err, st.close())

@@ -169,3 +169,8 @@ func codes(ds merlon.Diagnostics) string {
 	}
 	return strings.Join(all, " ")
 }
+
+// loadAny loads an intent that may be wrong.
+func loadAny(text string) (*intent.Loaded, merlon.Diagnostics) {
+	return intent.Load(fstest.MapFS{"merlon.yaml": {Data: []byte(text)}})
+}

@@ -16,13 +16,21 @@ type force struct {
 	intent *merlon.Intent
 	policy *policy.Policy
 	scoper *policy.Scoper
-	places []merlon.Place // all of the intent
+	// services by name: intent.Service is a search, and there are many.
+	services map[string]*merlon.Service
+	places   []merlon.Place // all of the intent
 	// callers are the places whose orders name the gates of a service.
 	callers map[string][]merlon.Place
 }
 
 func newForce(commit Commit, in *merlon.Intent, p *policy.Policy) *force {
-	f := &force{commit: commit, intent: in, policy: p, scoper: policy.NewScoper(in), places: placesOf(in), callers: map[string][]merlon.Place{}}
+	f := &force{
+		commit: commit, intent: in, policy: p, scoper: policy.NewScoper(in),
+		services: map[string]*merlon.Service{}, places: placesOf(in), callers: map[string][]merlon.Place{},
+	}
+	for i := range in.Services {
+		f.services[in.Services[i].Name] = &in.Services[i]
+	}
 	for i := range in.Services {
 		s := &in.Services[i]
 		if in.Mode == merlon.Shadow || s.Mode == merlon.Shadow {
@@ -31,7 +39,7 @@ func newForce(commit Commit, in *merlon.Intent, p *policy.Policy) *force {
 		}
 		seen := map[merlon.Place]bool{}
 		for j := range s.Rules {
-			if from := callerPlace(in, s.Rules[j].Caller); !seen[from] {
+			if from := f.callerPlace(s.Rules[j].Caller); !seen[from] {
 				seen[from] = true
 				f.callers[s.Name] = append(f.callers[s.Name], from)
 			}
@@ -56,8 +64,8 @@ func placesOf(in *merlon.Intent) []merlon.Place {
 
 // callerPlace is where calls of a rule's caller begin: the gate beside a
 // service, or the edge for everyone outside.
-func callerPlace(in *merlon.Intent, caller string) merlon.Place {
-	if in.Service(caller) != nil {
+func (f *force) callerPlace(caller string) merlon.Place {
+	if f.services[caller] != nil {
 		return merlon.Place{Service: caller}
 	}
 	return merlon.Edge
@@ -65,8 +73,8 @@ func callerPlace(in *merlon.Intent, caller string) merlon.Place {
 
 // needs are the places that must enforce a rule of service s for the given
 // caller: where the call begins and, for a service of ours, where it ends.
-func needs(in *merlon.Intent, s *merlon.Service, caller string) []merlon.Place {
-	from := callerPlace(in, caller)
+func (f *force) needs(s *merlon.Service, caller string) []merlon.Place {
+	from := f.callerPlace(caller)
 	to := merlon.Place{Service: s.Name}
 	switch {
 	case s.External:
@@ -80,6 +88,7 @@ func needs(in *merlon.Intent, s *merlon.Service, caller string) []merlon.Place {
 // reorder sends new orders to a place where a gate came or went, and to the
 // places that call it. It needs c.mu.
 func (c *Control) reorder(p merlon.Place) error {
+	delete(c.reach, p)
 	if c.inForce == nil {
 		return nil
 	}
@@ -109,10 +118,16 @@ func (c *Control) order(f *force, p merlon.Place) error {
 	if err != nil {
 		return err
 	}
+	c.dispatch(p, o)
+	return nil
+}
+
+// dispatch sends orders to all gates of a place. It needs c.mu.
+func (c *Control) dispatch(p merlon.Place, o *merlon.Orders) {
+	c.current[p] = o
 	for s := range c.sessions[p] {
 		s.send(o)
 	}
-	return nil
 }
 
 // ordersFor is all that place p needs to enforce f. A place that the intent
@@ -131,11 +146,11 @@ func (c *Control) ordersFor(f *force, p merlon.Place) (*merlon.Orders, error) {
 		if part.Name != p.Service && len(part.Rules) == 0 && len(part.Operations) == 0 {
 			continue // a caller: the place needs its name, not its address
 		}
-		if e := c.endpoints(f, p, f.intent.Service(part.Name)); len(e) > 0 {
+		if e := c.endpoints(f, p, f.services[part.Name]); len(e) > 0 {
 			o.Endpoints[part.Name] = e
 		}
 	}
-	if _, err := o.Encode(); err != nil {
+	if err := o.Seal(); err != nil {
 		return nil, err
 	}
 	return o, nil
@@ -143,23 +158,31 @@ func (c *Control) ordersFor(f *force, p merlon.Place) (*merlon.Orders, error) {
 
 // endpoints says where service s is reached from place p: beside it, at its
 // own addresses; from elsewhere, only through its gates, which prove who they
-// are. A service without a gate is not reached at all.
+// are. A service without a gate is not reached at all. The result is shared.
 func (c *Control) endpoints(f *force, p merlon.Place, s *merlon.Service) []merlon.Endpoint {
-	var es []merlon.Endpoint
 	switch {
 	case s.External:
 		return externalEndpoints(s)
 	case p.Service == s.Name:
+		var es []merlon.Endpoint
 		for _, a := range s.Addresses {
 			es = append(es, merlon.Endpoint{Address: a})
 		}
 		return es
 	}
-	for g := range c.sessions[merlon.Place{Service: s.Name}] {
-		es = append(es, merlon.Endpoint{Address: g.hello.Address, ID: f.intent.SPIFFEID(s.Name)})
+	gates := merlon.Place{Service: s.Name}
+	id := f.intent.SPIFFEID(s.Name)
+	if known := c.reach[gates]; len(known) > 0 && known[0].ID == id {
+		return known
+	}
+	var es []merlon.Endpoint
+	for g := range c.sessions[gates] {
+		es = append(es, merlon.Endpoint{Address: g.hello.Address, ID: id})
 	}
 	slices.SortFunc(es, compareEndpoints)
-	return slices.Compact(es)
+	es = slices.Compact(es)
+	c.reach[gates] = es
+	return es
 }
 
 // externalEndpoints are the addresses of a service that is not ours, or its

@@ -112,8 +112,10 @@ func (s *Session) Ack(a Ack) {
 	switch {
 	case a.Err == "":
 		now := s.c.opt.Now()
+		if s.acked == nil || s.acked.Content != o.Content {
+			s.enforced = enforcedBy(o, s.enforced, now)
+		}
 		s.acked, s.ackedAt = o, now
-		s.enforced = enforcedBy(o, s.enforced, now)
 	case o == s.newest:
 		s.refused = a.Err
 	}
@@ -157,6 +159,7 @@ func (s *Session) end() {
 	delete(s.c.sessions[s.hello.Place], s)
 	if len(s.c.sessions[s.hello.Place]) == 0 {
 		delete(s.c.sessions, s.hello.Place)
+		delete(s.c.current, s.hello.Place) // it is kept fresh for gates only
 	}
 	s.settle()
 	close(s.orders)

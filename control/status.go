@@ -83,11 +83,10 @@ func (c *Control) Status() Status {
 	}
 	commit := c.inForce.commit
 	st.Intent = &commit
-	in := c.inForce.intent
-	for i := range in.Services {
-		s := &in.Services[i]
+	for i := range c.inForce.intent.Services {
+		s := &c.inForce.intent.Services[i]
 		for j := range s.Rules {
-			st.Rules = append(st.Rules, c.ruleStatus(in, s, &s.Rules[j]))
+			st.Rules = append(st.Rules, c.ruleStatus(c.inForce, s, &s.Rules[j]))
 		}
 	}
 	st.Rules = append(st.Rules, c.guardrails(c.inForce)...)
@@ -117,9 +116,9 @@ func (s *Session) status() GateStatus {
 	return g
 }
 
-func (c *Control) ruleStatus(in *merlon.Intent, s *merlon.Service, r *merlon.Rule) RuleStatus {
-	st := RuleStatus{Name: s.Name + ": " + r.Caller, Pos: r.Pos, Service: s.Name, Caller: r.Caller, Mode: max(in.Mode, s.Mode, r.Mode)}
-	c.where(&st, sentenceOf(in, s, r), needs(in, s, r.Caller))
+func (c *Control) ruleStatus(f *force, s *merlon.Service, r *merlon.Rule) RuleStatus {
+	st := RuleStatus{Name: s.Name + ": " + r.Caller, Pos: r.Pos, Service: s.Name, Caller: r.Caller, Mode: max(f.intent.Mode, s.Mode, r.Mode)}
+	c.where(&st, sentenceOf(f.intent, s, r), f.needs(s, r.Caller))
 	return st
 }
 
