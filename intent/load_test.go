@@ -315,7 +315,9 @@ type endless struct{ fs.File }
 
 func (e endless) Read(p []byte) (int, error) { return len(p), nil }
 func (e endless) Close() error               { return nil }
-func (e endless) Stat() (fs.FileInfo, error) { return &memoryFile{Reader: bytes.NewReader(nil), name: "x"}, nil }
+func (e endless) Stat() (fs.FileInfo, error) {
+	return &memoryFile{Reader: bytes.NewReader(nil), name: "x"}, nil
+}
 
 type oneFile struct {
 	fstest.MapFS

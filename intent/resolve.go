@@ -25,7 +25,7 @@ func (e *estate) resolve(rec *recorder) {
 	slices.SortStableFunc(e.services, func(a, b *serviceDef) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortStableFunc(e.logins, func(a, b *loginDef) int { return strings.Compare(a.Name, b.Name) })
 	if !e.domainSeen && !e.incomplete {
-		e.report.at(word{pos: merlon.Pos{File: rootFile, Line: 1, Column: 1}}, codeMissingKey,
+		e.report.at(word{pos: merlon.Pos{File: rootFile, Line: 1, Column: 1}, width: 1}, codeMissingKey,
 			"write trustDomain: shop.example, with a name of your own", "the intent needs the key %q", "trustDomain")
 	}
 	e.resolveLogins(rec)

@@ -115,7 +115,6 @@ func (s *source) syntax(err error, r *reporter) {
 		r.add(w, codeFeature, "write the value out", nil, "an alias")
 		return
 	case strings.Contains(message, "exceeded max depth"):
-		w.width = 0
 		message = "nested too deep"
 	case strings.Contains(one.ContextMsg, "flow mapping"), strings.Contains(one.ContextMsg, "flow sequence"):
 		hint = "inside { } and [ ], quote text that has one of { } [ ] , : in it"
