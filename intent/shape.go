@@ -37,9 +37,9 @@ type key struct {
 
 // text says what a scalar may be.
 type text struct {
-	what    string         // completes "expects ..."
-	enum    []string       // these words only
-	pattern *regexp.Regexp // the form, whole
+	what    string   // completes "expects ..."
+	enum    []string // these words only
+	pattern string   // the form, for the schema; and for Load when there is no check
 	check   func(string) *problem
 	hint    func(string) string // what to do about a word that is not in enum
 	code    string              // of a failure; codeValue when empty
@@ -77,15 +77,10 @@ func (t *text) problemOf(s string) *problem {
 			hint = t.hint(s)
 		}
 		return &problem{code, fmt.Sprintf("%q is not %s", clip(s), t.what), hint}
-	case t.pattern != nil && !t.pattern.MatchString(s):
-		if t.check != nil { // it may know better what is wrong
-			if p := t.check(s); p != nil {
-				return p
-			}
-		}
-		return &problem{code, fmt.Sprintf("%q is not %s", clip(s), t.what), ""}
 	case t.check != nil:
 		return t.check(s)
+	case t.pattern != "" && !regexp.MustCompile(t.pattern).MatchString(s):
+		return &problem{code, fmt.Sprintf("%q is not %s", clip(s), t.what), ""}
 	}
 	return nil
 }

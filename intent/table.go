@@ -1,7 +1,6 @@
 package intent
 
 import (
-	"regexp"
 	"strings"
 )
 
@@ -12,13 +11,13 @@ func language() *shape {
 	limit := limitShape()
 	operations := &shape{
 		dict:  &shape{text: &text{what: "METHOD /path", check: shortText}},
-		names: &text{what: "operation names", pattern: regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.\-]*$`), code: codeName, check: operationName},
+		names: &text{what: "operation names", pattern: `^[A-Za-z_][A-Za-z0-9_.\-]*$`, code: codeName, check: operationName},
 	}
 	callers := callersShape(limit)
 	return &shape{object: []key{
 		{name: "trustDomain", required: true,
 			doc:     "The name of the estate in every identity: service `orders` is `spiffe://TRUSTDOMAIN/orders`. Stands in `merlon.yaml` only.",
-			shape:   &shape{text: &text{what: "a trust domain", check: trustDomain, code: codeTrustDomain, pattern: regexp.MustCompile(`^[a-z0-9._\-]{1,255}$`)}},
+			shape:   &shape{text: &text{what: "a trust domain", check: trustDomain, code: codeTrustDomain, pattern: `^[a-z0-9._\-]{1,255}$`}},
 			example: "trustDomain: shop.example\n"},
 		{name: "mode", shape: modeShape(), def: "enforce",
 			doc:     "`shadow` records what would be denied and lets it pass, in the whole estate. Guardrails are enforced nevertheless, and so is that a caller proves who it is. Stands in `merlon.yaml` only.",
@@ -42,7 +41,7 @@ func language() *shape {
 }
 
 func nameText(of string) *text {
-	return &text{what: of + " names", check: nameOf, code: codeName, pattern: regexp.MustCompile(`^[a-z]([a-z0-9\-]{0,61}[a-z0-9])?$`)}
+	return &text{what: of + " names", check: nameOf, code: codeName, pattern: `^[a-z]([a-z0-9\-]{0,61}[a-z0-9])?$`}
 }
 
 func modeShape() *shape {
@@ -50,7 +49,7 @@ func modeShape() *shape {
 }
 
 func hostShape(what string, check func(string) *problem) *shape {
-	t := &text{what: what, check: check, code: codeHost, pattern: regexp.MustCompile(`^(\[[0-9a-f:.]+\]|[a-z0-9\-.]+)$`)}
+	t := &text{what: what, check: check, code: codeHost, pattern: `^(\[[0-9a-f:.]+\]|[a-z0-9\-.]+)$`}
 	return &shape{list: &shape{text: t}}
 }
 
@@ -59,7 +58,7 @@ func argv() *shape {
 }
 
 func limitShape() *shape {
-	rate := &text{what: "a rate such as 100/s", pattern: regexp.MustCompile(`^[0-9]+/[smh]$`), check: func(s string) *problem {
+	rate := &text{what: "a rate such as 100/s", pattern: `^[0-9]+/[smh]$`, check: func(s string) *problem {
 		_, _, p := parseRate(s)
 		return p
 	}}
@@ -69,7 +68,7 @@ func limitShape() *shape {
 			example: inGateway("limit: {rate: 6000/m}")},
 		{name: "burst", def: "the count of `rate`",
 			doc: "How many at once, before `rate` holds.",
-			shape: &shape{text: &text{what: "a whole number", integer: true, pattern: regexp.MustCompile(`^[1-9][0-9]*$`), check: func(s string) *problem {
+			shape: &shape{text: &text{what: "a whole number", integer: true, pattern: `^[1-9][0-9]*$`, check: func(s string) *problem {
 				_, p := parseCount(s)
 				return p
 			}}},
@@ -129,7 +128,7 @@ func loginKeys() []key {
 			shape: &shape{text: &text{what: "a file or an https URL", check: shortText}}, example: inLogin("")},
 		{name: "algorithms", def: "[RS256, ES256, EdDSA]",
 			doc:     "The signature algorithms that are accepted. `none` and the HMAC family are refused: who can check such a token can also make one.",
-			shape:   &shape{list: &shape{text: &text{what: "signature algorithms", check: algorithm, code: codeAlgorithm, pattern: regexp.MustCompile(`^((RS|PS|ES)(256|384|512)|EdDSA)$`)}}},
+			shape:   &shape{list: &shape{text: &text{what: "signature algorithms", check: algorithm, code: codeAlgorithm, pattern: `^((RS|PS|ES)(256|384|512)|EdDSA)$`}}},
 			example: inLogin("algorithms: [ES256]")},
 		{name: "allowLocal", def: "false",
 			doc:     "Lets the URL of `keys` be at a private address. Otherwise the gateway refuses it, so that nobody can make it fetch from inside.",
@@ -169,7 +168,7 @@ func serviceKeys(operations, callers *shape) []key {
 			example: inService("mode: shadow")},
 		{name: "timeout", def: "15s",
 			doc: "How long an answer may take to begin, from 1ms to 1h.",
-			shape: &shape{text: &text{what: "a duration such as 2s", pattern: regexp.MustCompile(`^([0-9]+(\.[0-9]+)?(us|ms|s|m|h))+$`), check: func(s string) *problem {
+			shape: &shape{text: &text{what: "a duration such as 2s", pattern: `^([0-9]+(\.[0-9]+)?(us|ms|s|m|h))+$`, check: func(s string) *problem {
 				_, p := parseTimeout(s)
 				return p
 			}}},
@@ -178,7 +177,7 @@ func serviceKeys(operations, callers *shape) []key {
 			doc: "When a failed call is tried again: only one that is safe to repeat, and only within the budget.",
 			shape: &shape{object: []key{{name: "budget", required: true,
 				doc: "How many calls of a hundred may be retries. `0%` for none.",
-				shape: &shape{text: &text{what: "a percentage such as 20%", pattern: regexp.MustCompile(`^(100|[0-9]{1,2})%$`), check: func(s string) *problem {
+				shape: &shape{text: &text{what: "a percentage such as 20%", pattern: `^(100|[0-9]{1,2})%$`, check: func(s string) *problem {
 					_, p := parsePercent(s)
 					return p
 				}}},
@@ -186,7 +185,7 @@ func serviceKeys(operations, callers *shape) []key {
 			example: inService("retries: {budget: 20%}")},
 		{name: "maxBody", def: "1MiB",
 			doc: "The largest request body, from 1B to 16GiB.",
-			shape: &shape{text: &text{what: "a size such as 1MiB", number: true, pattern: regexp.MustCompile(`^[0-9]+(B|KiB|MiB|GiB)?$`), check: func(s string) *problem {
+			shape: &shape{text: &text{what: "a size such as 1MiB", number: true, pattern: `^[0-9]+(B|KiB|MiB|GiB)?$`, check: func(s string) *problem {
 				_, p := parseSize(s)
 				return p
 			}}},
@@ -199,7 +198,7 @@ func serviceKeys(operations, callers *shape) []key {
 			doc: "How a running process is recognised as this service.",
 			shape: &shape{object: []key{{name: "unix", required: true, doc: "By what the kernel says about the process.",
 				shape: &shape{object: []key{{name: "user", required: true, doc: "The user that it runs as. One user is one service.",
-					shape:   &shape{text: &text{what: "a user name", pattern: regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_.\-]{0,31}$`), number: true}},
+					shape:   &shape{text: &text{what: "a user name", pattern: `^[a-zA-Z0-9_][a-zA-Z0-9_.\-]{0,31}$`, number: true}},
 					example: inService("workload: {unix: {user: orders}}")}}},
 				example: inService("workload: {unix: {user: orders}}")}}},
 			example: inService("workload: {unix: {user: orders}}")},

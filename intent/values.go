@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -412,7 +411,7 @@ func relative(file, p string) (string, *problem) {
 
 // envName checks the name of an environment variable.
 func envName() *text {
-	return &text{what: "the name of a variable", pattern: regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)}
+	return &text{what: "the name of a variable", pattern: `^[A-Za-z_][A-Za-z0-9_]*$`}
 }
 
 // shortText checks a text that is shown or passed on.
