@@ -119,20 +119,25 @@ func (s *source) syntax(err error, r *reporter) {
 		message = "nested too deep"
 	case strings.Contains(one.ContextMsg, "flow mapping"), strings.Contains(one.ContextMsg, "flow sequence"):
 		hint = "inside { } and [ ], quote text that has one of { } [ ] , : in it"
-		if strings.Contains(one.ContextMsg, "flow sequence") && s.isBlankFrom(one.Mark.Line) {
-			hint = "close the list with ]"
-		} else if s.isBlankFrom(one.Mark.Line) {
-			hint = "close the mapping with }"
+		if s.isBlankFrom(one.Mark.Line) {
+			message, hint = "a list is not closed", "close it with ]"
+			if strings.Contains(one.ContextMsg, "flow mapping") {
+				message, hint = "a mapping is not closed", "close it with }"
+			}
+			w.pos.Line, w.pos.Column, also = one.ContextMark.Line, one.ContextMark.Column, nil
 		}
 	case strings.Contains(message, "mapping values are not allowed"):
 		message = "a colon where no key can be"
 		hint = "check the indentation, and quote text that has \": \" in it"
+	case strings.Contains(message, "comment without preceding"):
+		message, hint = "a comment directly behind a text", "write a space before #"
 	case strings.Contains(message, "cannot start any token"):
+		message = "no text starts with this character"
 		hint = "quote text that starts with one of @ ` %"
 	case strings.Contains(message, "did not find expected key"), strings.Contains(message, "did not find expected '-'"):
 		hint = "check the indentation of this line and the one before"
 	case strings.Contains(one.ContextMsg, "quoted scalar"):
-		message = "a quote is not closed"
+		message, hint = "a quote is not closed", "close it, and quote text that has a quote in it with the other kind"
 		w.pos.Line, w.pos.Column = one.ContextMark.Line, one.ContextMark.Column
 		also = nil
 	}
@@ -168,10 +173,32 @@ func (s *source) features(n *yaml.Node, depth int, r *reporter) bool {
 	default:
 		ok = true
 	}
+	for i := 0; n.Kind == yaml.MappingNode && i < len(n.Content); i += 2 {
+		ok = s.plainKey(n.Content[i], r) && ok
+	}
 	for _, child := range n.Content {
 		ok = s.features(child, depth+1, r) && ok
 	}
 	return ok
+}
+
+// plainKey refuses keys that are not words, and keys behind a question mark.
+func (s *source) plainKey(k *yaml.Node, r *reporter) bool {
+	w := word{pos: merlon.Pos{File: s.name, Line: k.Line, Column: k.Column}, width: 1}
+	if k.Kind == yaml.AliasNode {
+		return true // reported as what it is
+	}
+	if k.Kind != yaml.ScalarNode || k.Style == 0 && k.Value == "" {
+		r.at(w, codeFeature, "a key is one word", "a key is %s", kindName(k))
+		return false
+	}
+	before := []rune(s.lines[k.Line-1])
+	before = before[:min(k.Column-1, len(before))]
+	if strings.HasSuffix(strings.TrimRight(string(before), " "), "?") || k.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
+		r.at(w, codeFeature, "write key: value", "a key behind a question mark")
+		return false
+	}
+	return true
 }
 
 // near moves w to where text stands on its line, at or before w: YAML places

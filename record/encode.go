@@ -23,6 +23,7 @@ func (e *encoder) appendRecord(dst []byte, seq uint64, r *Record, query bool) []
 	dst = append(dst, '"')
 	dst = appendString(dst, `,"id":"`, r.ID)
 	dst = appendString(dst, `,"place":"`, r.Place)
+	dst = appendString(dst, `,"at":"`, r.At)
 	dst = appendString(dst, `,"caller":"`, r.Caller)
 	dst = appendString(dst, `,"callerKind":"`, r.CallerKind)
 	dst = appendString(dst, `,"subject":"`, r.Subject)

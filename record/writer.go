@@ -68,17 +68,18 @@ type Writer struct {
 	opt  Options
 	lock *os.File
 
-	mu      sync.Mutex
-	enc     encoder
-	active  []byte // lines not yet taken by the flusher
-	count   uint64 // of them
-	seq     uint64 // last sequence number given
-	synced  uint64 // last sequence number known to be on the disk
-	taken   int    // bytes taken by the flusher and not yet written
-	err     error  // why nothing can be written now
-	closed  bool
-	room    chan struct{} // closed when waiting calls shall look again; nil when none waits
-	refused uint64
+	mu       sync.Mutex
+	enc      encoder
+	active   []byte // lines not yet taken by the flusher
+	count    uint64 // of them
+	seq      uint64 // last sequence number given
+	synced   uint64 // last sequence number known to be on the disk
+	taken    int    // bytes taken by the flusher and not yet written
+	err      error  // why nothing can be written now
+	closed   bool
+	room     chan struct{} // closed when waiting calls shall look again; nil when none waits
+	refused  uint64
+	reserved int // records to come, see Reserve
 
 	wake  chan struct{}   // the first record of a batch was added
 	full  chan struct{}   // the batch is worth writing now
@@ -115,26 +116,81 @@ func (w *Writer) Add(r *Record) error {
 			return err
 		}
 	}
+	first, full := w.add(r)
+	w.mu.Unlock()
+	w.signal(first, full)
+	return nil
+}
+
+// add encodes r into the active batch; mu is held.
+func (w *Writer) add(r *Record) (first, full bool) {
 	w.seq++
-	first := w.count == 0
+	first = w.count == 0
 	before := len(w.active)
 	w.active = w.enc.appendRecord(w.active, w.seq, r, w.opt.Queries)
 	w.count++
-	full := before < flushBytes && len(w.active) >= flushBytes
-	w.mu.Unlock()
+	full = before < flushBytes && len(w.active) >= flushBytes
+	return first, full
+}
+
+// signal wakes the flusher after add.
+func (w *Writer) signal(first, full bool) {
 	if first {
 		nudge(w.wake)
 	}
 	if full {
 		nudge(w.full)
 	}
+}
+
+// Reserve makes room for one record to come, as Add does; Commit fills it and
+// Cancel gives it back. So a call can be held back before it passes when there
+// would be no evidence of it, although its record is complete only afterwards.
+func (w *Writer) Reserve() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err != nil || w.closed || !w.hasRoom() {
+		if err := w.wait(); err != nil {
+			w.refused++
+			return err
+		}
+	}
+	w.reserved++
 	return nil
 }
+
+// Commit appends r in the room that Reserve made. It does not wait, and fails
+// only when the writer is closed.
+func (w *Writer) Commit(r *Record) error {
+	w.mu.Lock()
+	w.reserved--
+	if w.closed {
+		w.refused++
+		w.mu.Unlock()
+		return ErrClosed
+	}
+	first, full := w.add(r)
+	w.mu.Unlock()
+	w.signal(first, full)
+	return nil
+}
+
+// Cancel gives up the room that Reserve made.
+func (w *Writer) Cancel() {
+	w.mu.Lock()
+	w.reserved--
+	w.release()
+	w.mu.Unlock()
+}
+
+// typical is the room held for a record to come, in bytes.
+const typical = 1 << 10
 
 // hasRoom reports whether one more record keeps the promises about memory and
 // about a power cut.
 func (w *Writer) hasRoom() bool {
-	return len(w.active)+w.taken < w.opt.Buffer && w.seq-w.synced < uint64(w.opt.SyncRecords)
+	return len(w.active)+w.taken+w.reserved*typical < w.opt.Buffer &&
+		w.seq+uint64(w.reserved)-w.synced < uint64(w.opt.SyncRecords)
 }
 
 // wait waits, with mu held at entry and return, until there is room.

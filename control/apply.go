@@ -1,0 +1,253 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"merlon"
+	"merlon/intent"
+	"merlon/policy"
+	"merlon/verify"
+)
+
+// ApplyOptions say who changes the intent, why, and how far they may go.
+type ApplyOptions struct {
+	Who     string `json:"who"`
+	Message string `json:"message,omitzero"`
+	Widen   bool   `json:"widen,omitzero"` // calls may be newly allowed
+}
+
+// Plan is what a change would do.
+type Plan struct {
+	From     string             `json:"from,omitzero"` // hash of the intent in force; "" when there is none
+	To       string             `json:"to"`
+	Changes  []verify.Change    `json:"changes"`
+	Widens   bool               `json:"widens"`            // some call is newly allowed
+	Problems merlon.Diagnostics `json:"problems,omitzero"` // why it could not be applied now, and warnings
+}
+
+// Result is what a change has done. The commit is in force whatever the gates
+// answered.
+type Result struct {
+	Commit    Commit             `json:"commit"`
+	Unchanged bool               `json:"unchanged,omitzero"` // the intent was in force already
+	Warnings  merlon.Diagnostics `json:"warnings,omitzero"`
+	Live      bool               `json:"live"`  // every connected gate acknowledged its orders
+	Gates     []GateStatus       `json:"gates"` // all gates, as they stood at the end
+	Took      time.Duration      `json:"took"`  // from the record to the last answer
+}
+
+// WidensError says that a change was refused because it allows calls that are
+// denied now, and nobody said that it may.
+type WidensError struct {
+	Changes []verify.Change // all of them, what is newly denied too
+}
+
+// Error counts the calls newly allowed.
+func (e *WidensError) Error() string {
+	n := 0
+	for _, ch := range e.Changes {
+		if widens(ch) {
+			n++
+		}
+	}
+	return fmt.Sprintf("the change widens access in %d places; nothing was changed", n)
+}
+
+// widens reports whether a change newly allows calls.
+func widens(ch verify.Change) bool { return ch.Allowed }
+
+// Plan says what Apply would do with an intent, and does nothing. The error is
+// of type merlon.Diagnostics when the intent itself is wrong.
+func (c *Control) Plan(ctx context.Context, l *intent.Loaded) (*Plan, error) {
+	p, _, err := compile(l)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, ErrClosed
+	}
+	return c.plan(l, p), nil
+}
+
+// plan needs c.mu.
+func (c *Control) plan(l *intent.Loaded, p *policy.Policy) *Plan {
+	plan := &Plan{To: l.Hash, Problems: c.enforceable(l.Intent)}
+	var old *policy.Policy
+	if c.inForce != nil {
+		plan.From, old = c.inForce.commit.Hash, c.inForce.policy
+	}
+	plan.Changes = verify.Diff(old, p)
+	plan.Widens = slices.ContainsFunc(plan.Changes, widens)
+	return plan
+}
+
+// compile compiles an intent and runs its tests.
+func compile(l *intent.Loaded) (*policy.Policy, merlon.Diagnostics, error) {
+	p, ds := policy.Compile(l.Intent)
+	if ds.Failed() {
+		return nil, nil, ds
+	}
+	ds = append(ds, p.Test()...)
+	if ds.Failed() {
+		return nil, nil, ds
+	}
+	return p, ds, nil
+}
+
+// Apply puts an intent in force. The error is of type merlon.Diagnostics when
+// the intent is wrong or cannot be enforced, and *WidensError when it widens
+// access and opt does not say that it may; then nothing has changed. The
+// first intent of all may always widen: nothing was reachable before.
+func (c *Control) Apply(ctx context.Context, l *intent.Loaded, opt ApplyOptions) (*Result, error) {
+	p, warnings, err := compile(l)
+	if err != nil {
+		return nil, err
+	}
+	c.applying.Lock()
+	defer c.applying.Unlock()
+
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil, ErrClosed
+	}
+	if c.inForce != nil && c.inForce.commit.Hash == l.Hash {
+		defer c.mu.Unlock()
+		return c.result(c.inForce.commit, true, warnings), nil
+	}
+	plan := c.plan(l, p)
+	first := c.inForce == nil
+	c.mu.Unlock()
+
+	if plan.Problems.Failed() {
+		return nil, plan.Problems
+	}
+	if plan.Widens && !opt.Widen && !first {
+		return nil, &WidensError{Changes: plan.Changes}
+	}
+	// Recorded before it is sent: what a gate enforces can always be named.
+	commit, err := c.store.commit(ctx, Commit{
+		Hash: l.Hash, Time: c.opt.Now().UTC(), Who: opt.Who, Message: opt.Message, Changes: plan.Changes,
+	}, l.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	begun := c.opt.Now()
+	d, err := c.deliver(newForce(commit, l.Intent, p))
+	if err != nil {
+		return nil, fmt.Errorf("the intent is recorded, but its orders could not be written: %w", err)
+	}
+	c.await(ctx, d)
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	res := c.result(commit, false, append(warnings, plan.Problems...))
+	res.Took = c.opt.Now().Sub(begun)
+	return res, nil
+}
+
+// deliver puts f in force and sends every gate its orders.
+func (c *Control) deliver(f *force) (*delivery, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inForce = f
+	d := &delivery{done: make(chan struct{}), left: 1} // 1 for this function
+	defer d.answered()
+	for p, gates := range c.sessions {
+		if err := c.order(f, p); err != nil {
+			return nil, err
+		}
+		for s := range gates {
+			s.settle()
+			d.left++
+			s.delivery = d
+		}
+	}
+	return d, nil
+}
+
+// await waits until all gates have answered, for as long as a change may take.
+func (c *Control) await(ctx context.Context, d *delivery) {
+	t := time.NewTimer(c.opt.AckWait)
+	defer t.Stop()
+	select {
+	case <-d.done:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// result needs c.mu.
+func (c *Control) result(commit Commit, unchanged bool, warnings merlon.Diagnostics) *Result {
+	r := &Result{Commit: commit, Unchanged: unchanged, Warnings: warnings, Live: true, Gates: c.gates()}
+	for _, g := range r.Gates {
+		if g.Behind != "" {
+			r.Live = false
+		}
+	}
+	return r
+}
+
+// Rollback puts an intent of the history in force again, by its hash or the
+// beginning of it. It is a change like any other: it is recorded, and it may
+// be refused.
+func (c *Control) Rollback(ctx context.Context, hash string, opt ApplyOptions) (*Result, error) {
+	_, loaded, err := c.load(ctx, hash)
+	if err != nil {
+		return nil, err
+	}
+	return c.Apply(ctx, loaded, opt)
+}
+
+// enforceable finds what no connected gate can enforce: a rule that would be
+// accepted and stay without effect, or worse, seem to have one. It needs c.mu.
+func (c *Control) enforceable(in *merlon.Intent) merlon.Diagnostics {
+	var ds merlon.Diagnostics
+	for i := range in.Services {
+		s := &in.Services[i]
+		for j := range s.Rules {
+			r := &s.Rules[j]
+			for _, p := range needs(in, s, r.Caller) {
+				if d, ok := c.cannot(p, s, r); ok {
+					ds = append(ds, d)
+				}
+			}
+		}
+		if !s.External && len(s.Rules) == 0 && len(c.sessions[merlon.Place{Service: s.Name}]) == 0 {
+			ds = append(ds, merlon.Diagnostic{Pos: s.Pos, Width: len(s.Name), Code: "W0401", Warning: true,
+				Message: fmt.Sprintf("nothing stands in front of service %q: no rule lets anyone call it, but no gate beside it denies", s.Name),
+				Hint:    "start a gate beside it, or see that nobody reaches its address"})
+		}
+	}
+	slices.SortStableFunc(ds, func(a, b merlon.Diagnostic) int { return a.Pos.Compare(b.Pos) })
+	return ds[:min(len(ds), maxDiagnostics)]
+}
+
+const maxDiagnostics = 100
+
+// cannot says why a rule is not enforced at one of the places it needs. All
+// gates of a place must be able to: one that is not would be the gap.
+func (c *Control) cannot(p merlon.Place, s *merlon.Service, r *merlon.Rule) (merlon.Diagnostic, bool) {
+	d := merlon.Diagnostic{Pos: r.Pos, Width: len(r.Caller)}
+	rule := s.Name + ": " + r.Caller
+	if len(c.sessions[p]) == 0 {
+		d.Code = "E0401"
+		d.Message = fmt.Sprintf("rule %q cannot be enforced: the %v is not connected", rule, p)
+		d.Hint = fmt.Sprintf("start the %v, or take the rule out", p)
+		return d, true
+	}
+	for g := range c.sessions[p] {
+		if !g.speaks[s.Protocol] {
+			d.Code = "E0402"
+			d.Message = fmt.Sprintf("rule %q cannot be enforced: the %v does not speak %v", rule, p, s.Protocol)
+			d.Hint = fmt.Sprintf("it speaks %v; take the rule out, or the service from behind the gate", g.hello.Protocols)
+			return d, true
+		}
+	}
+	return d, false
+}
