@@ -20,13 +20,21 @@ type contractFile struct {
 	err        string // why it cannot be used
 }
 
+// fileLetters may stand in the path of a contract. An intent takes more; what
+// else a file is called is more likely a trick than a name.
+const fileLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _./-"
+
 func (s *scan) openContract(name string) {
 	s.used(name)
 	c := &contractFile{file: name}
+	if strings.Trim(name, fileLetters) != "" {
+		s.note(merlon.Pos{File: name}, "the contract is not used: its name has characters that an intent does not take")
+		return
+	}
 	loaded, ds := contract.Load(s.fsys, name)
 	switch {
 	case ds.Failed() || loaded == nil:
-		c.err = ds.Error()
+		c.err = firstError(ds)
 		s.note(merlon.Pos{File: name}, "the contract cannot be used: %s", c.err)
 	default:
 		c.protocol = loaded.Protocol
@@ -46,12 +54,22 @@ func (s *scan) openContract(name string) {
 	}
 }
 
+func firstError(ds merlon.Diagnostics) string {
+	for _, d := range ds {
+		if !d.Warning {
+			return d.Error()
+		}
+	}
+	return "it says nothing"
+}
+
 // bind brings together what is said about one service in several files.
 func (s *scan) bind() {
 	s.bindKube()
 	s.joinPlatforms()
+	running := len(s.services) > 0
 	for _, c := range s.contracts {
-		s.bindContract(c)
+		s.bindContract(c, running)
 	}
 	s.index()
 	slices.SortStableFunc(s.services, func(a, b *service) int {
@@ -89,7 +107,7 @@ var generic = strings.Fields("openapi api apis spec specs schema schemas contrac
 
 // bindContract gives a contract to the service that its path names, nearest
 // word first, or makes a service of it.
-func (s *scan) bindContract(c *contractFile) {
+func (s *scan) bindContract(c *contractFile, running bool) {
 	var words []string
 	dir := strings.TrimSuffix(c.file, path.Ext(c.file))
 	for _, part := range strings.Split(dir, "/") {
@@ -118,7 +136,7 @@ func (s *scan) bindContract(c *contractFile) {
 			return
 		}
 	}
-	if len(s.services) > 0 && len(words) > 0 {
+	if running {
 		s.note(merlon.Pos{File: c.file}, "no service of this name runs anywhere; it was added for the contract")
 	}
 	if len(words) == 0 {
