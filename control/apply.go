@@ -124,11 +124,11 @@ func (c *Control) Apply(ctx context.Context, l *intent.Loaded, opt ApplyOptions)
 	first := c.inForce == nil
 	c.mu.Unlock()
 
-	if plan.Problems.Failed() {
-		return nil, plan.Problems
-	}
 	if plan.Widens && !opt.Widen && !first {
 		return nil, &WidensError{Changes: plan.Changes}
+	}
+	if err := c.prepare(ctx, l, plan); err != nil {
+		return nil, err
 	}
 	// Recorded before it is sent: what a gate enforces can always be named.
 	commit, err := c.store.commit(ctx, Commit{
@@ -143,12 +143,32 @@ func (c *Control) Apply(ctx context.Context, l *intent.Loaded, opt ApplyOptions)
 		return nil, fmt.Errorf("the intent is recorded, but its orders could not be written: %w", err)
 	}
 	c.await(ctx, d)
+	if c.opt.Committed != nil {
+		c.opt.Committed(l.Intent)
+	}
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	res := c.result(commit, false, append(warnings, plan.Problems...))
 	res.Took = c.opt.Now().Sub(begun)
 	return res, nil
+}
+
+// prepare brings up what the intent needs and sees that all of it can be
+// enforced then.
+func (c *Control) prepare(ctx context.Context, l *intent.Loaded, plan *Plan) error {
+	if c.opt.Prepare != nil {
+		if err := c.opt.Prepare(ctx, l.Intent); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		plan.Problems = c.enforceable(l.Intent)
+		c.mu.Unlock()
+	}
+	if plan.Problems.Failed() {
+		return plan.Problems
+	}
+	return nil
 }
 
 // deliver puts f in force and sends every gate its orders.

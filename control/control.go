@@ -34,6 +34,14 @@ type Options struct {
 	Now     func() time.Time // default time.Now
 	AckWait time.Duration    // how long a change waits for the gates; default 10 s
 	Records string           // directory of the records that Why reads; "" for none
+
+	// Prepare is asked to bring up what an intent needs, such as gates for new
+	// places, before it is decided whether it can be enforced. An error refuses
+	// the intent. It may be nil.
+	Prepare func(context.Context, *merlon.Intent) error
+	// Committed is told of an intent that has come into force, when all gates
+	// have answered. It may be nil.
+	Committed func(*merlon.Intent)
 }
 
 // Control is a control plane. It is safe for concurrent use.
@@ -94,6 +102,17 @@ func (c *Control) restore(ctx context.Context) error {
 	}
 	c.inForce = newForce(last[0], loaded.Intent, p)
 	return nil
+}
+
+// Intent is the intent in force, or nil before the first commit. It must not be
+// changed.
+func (c *Control) Intent() *merlon.Intent {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.inForce == nil {
+		return nil
+	}
+	return c.inForce.policy.Intent()
 }
 
 // load reads an intent of the history.
