@@ -94,6 +94,7 @@ func (e *estate) read(s *source, lang *shape) {
 	}
 	d := &decoder{&checker{source: s, report: e.report, bad: map[*yaml.Node]bool{}}, e}
 	if s.root.Kind != yaml.MappingNode {
+		e.incomplete = true
 		d.fail(s.root, codeKind, "an intent starts with keys such as services:", "the file expects a mapping, not %s", kindName(s.root))
 		return
 	}
@@ -102,7 +103,7 @@ func (e *estate) read(s *source, lang *shape) {
 	for i := range top.object {
 		top.object[i].required = false // of the whole, not of each file
 	}
-	d.check(s.root, &top, "an intent")
+	d.check(s.root, &top, "an intent", d.word(s.root))
 	for i := 0; i+1 < len(s.root.Content); i += 2 {
 		d.doubt(s.root.Content[i].Value, s.root.Content[i+1])
 	}

@@ -81,8 +81,8 @@ type formatter struct {
 	order  []*item // as they stand in the file
 
 	brackets, inside []*group // flow groups that are to come, and that are open
-	header []string
-	out    strings.Builder
+	header           []string
+	out              strings.Builder
 }
 
 func (f *formatter) build(n *yaml.Node, of *item) *group {

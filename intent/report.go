@@ -131,7 +131,7 @@ func nearest(s string, words []string) string {
 		if strings.EqualFold(s, w) {
 			return w
 		}
-		most := min(bestDistance-1, max(1, len(w)/3))
+		most := min(bestDistance-1, max(1, max(len(s), len(w))/3))
 		if abs(len(s)-len(w)) > most {
 			continue
 		}

@@ -25,7 +25,7 @@ func (e *estate) resolve(rec *recorder) {
 	slices.SortStableFunc(e.services, func(a, b *serviceDef) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortStableFunc(e.logins, func(a, b *loginDef) int { return strings.Compare(a.Name, b.Name) })
 	if !e.domainSeen && !e.incomplete {
-		e.report.at(word{pos: merlon.Pos{File: rootFile, Line: 1, Column: 1}}, codeMissingKey,
+		e.report.at(word{pos: merlon.Pos{File: rootFile, Line: 1, Column: 1}, width: 1}, codeMissingKey,
 			"write trustDomain: shop.example, with a name of your own", "the intent needs the key %q", "trustDomain")
 	}
 	e.resolveLogins(rec)
@@ -170,7 +170,11 @@ func (e *estate) resolveOperations(s *serviceDef, rec *recorder) {
 	for _, d := range s.inline {
 		o, err := contract.ParseInline(d.value.text)
 		if err != nil {
-			e.report.at(d.value, codeOperation, "write METHOD /path, such as GET /orders/{id}", "%v", err)
+			message, hint, _ := strings.Cut(err.Error(), "; ")
+			if hint == "" {
+				hint = "write METHOD /path, such as GET /orders/{id}"
+			}
+			e.report.at(d.value, codeOperation, hint, "%s", message)
 			s.unsure = true
 			continue
 		}
@@ -182,6 +186,14 @@ func (e *estate) resolveOperations(s *serviceDef, rec *recorder) {
 		at[d.name.text] = d.name.pos
 		o.Name, o.Pos = d.name.text, d.name.pos
 		s.Operations = append(s.Operations, o)
+	}
+	if s.contract != nil && len(s.inline) > 0 || len(s.inline) > 1 {
+		routes := make([]contract.Route, len(s.Operations))
+		for i, o := range s.Operations {
+			routes[i] = contract.Route{Method: o.Method, Path: o.Path, Pos: o.Pos, Name: o.Name}
+		}
+		_, ds := contract.NewRouter(routes)
+		e.report.ds = append(e.report.ds, ds...)
 	}
 	if s.External && s.contract == nil && s.operated == nil {
 		s.Operations = []merlon.Operation{

@@ -115,24 +115,28 @@ func (s *source) syntax(err error, r *reporter) {
 		r.add(w, codeFeature, "write the value out", nil, "an alias")
 		return
 	case strings.Contains(message, "exceeded max depth"):
-		w.width = 0
 		message = "nested too deep"
 	case strings.Contains(one.ContextMsg, "flow mapping"), strings.Contains(one.ContextMsg, "flow sequence"):
 		hint = "inside { } and [ ], quote text that has one of { } [ ] , : in it"
-		if strings.Contains(one.ContextMsg, "flow sequence") && s.isBlankFrom(one.Mark.Line) {
-			hint = "close the list with ]"
-		} else if s.isBlankFrom(one.Mark.Line) {
-			hint = "close the mapping with }"
+		if s.isBlankFrom(one.Mark.Line) {
+			message, hint = "a list is not closed", "close it with ]"
+			if strings.Contains(one.ContextMsg, "flow mapping") {
+				message, hint = "a mapping is not closed", "close it with }"
+			}
+			w.pos.Line, w.pos.Column, also = one.ContextMark.Line, one.ContextMark.Column, nil
 		}
 	case strings.Contains(message, "mapping values are not allowed"):
 		message = "a colon where no key can be"
 		hint = "check the indentation, and quote text that has \": \" in it"
+	case strings.Contains(message, "comment without preceding"):
+		message, hint = "a comment directly behind a text", "write a space before #"
 	case strings.Contains(message, "cannot start any token"):
+		message = "no text starts with this character"
 		hint = "quote text that starts with one of @ ` %"
 	case strings.Contains(message, "did not find expected key"), strings.Contains(message, "did not find expected '-'"):
 		hint = "check the indentation of this line and the one before"
 	case strings.Contains(one.ContextMsg, "quoted scalar"):
-		message = "a quote is not closed"
+		message, hint = "a quote is not closed", "close it, and quote text that has a quote in it with the other kind"
 		w.pos.Line, w.pos.Column = one.ContextMark.Line, one.ContextMark.Column
 		also = nil
 	}

@@ -53,7 +53,7 @@ func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 func (k *Kind) UnmarshalText(text []byte) error {
 	i := slices.Index(kinds[:], string(text))
 	if i < 0 {
-		return fmt.Errorf("%q is no kind of change", text)
+		return fmt.Errorf("%q is no kind of change; expect one of %s", text, strings.Join(kinds[:], ", "))
 	}
 	*k = Kind(i)
 	return nil

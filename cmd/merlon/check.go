@@ -173,15 +173,14 @@ func (u *ui) printChanges(changes []verify.Change) {
 		return
 	}
 	for _, c := range changes {
-		mark, paint := "-", u.red
-		if c.Allowed {
-			mark, paint = "+", u.green
+		paint := u.green
+		if c.Widens() {
+			paint = u.yellow // more is allowed: that wants a look
 		}
-		text := strings.TrimRight(c.String(), "\n")
-		head, rest, _ := strings.Cut(text, "\n")
-		u.printf("%s %s\n", paint(mark), head)
-		if rest != "" {
-			u.printf("  %s\n", u.dim(strings.ReplaceAll(rest, "\n", "\n  ")))
+		head, rest, more := strings.Cut(c.String(), "\n")
+		u.printf("%s\n", paint(head))
+		if more {
+			u.printf("%s\n", u.dim(rest))
 		}
 	}
 }

@@ -34,28 +34,28 @@ suggestions in comments. A merlon.yaml that is there is never touched.`,
 					return fmt.Errorf("%s is there already\nhint: merlon init --print shows what init would write", name)
 				}
 			}
-			found, err := learn.Scan(files)
+			text, notes, err := learn.Scan(files)
 			if err != nil {
 				return err
 			}
 			if print {
-				u.printf("%s", found.Intent)
+				u.printf("%s", text)
 				return nil
 			}
 			f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 			if err != nil {
 				return err
 			}
-			_, err = f.Write(found.Intent)
+			_, err = f.Write(text)
 			if err := errors.Join(err, f.Close()); err != nil {
 				return err
 			}
 			if u.json {
-				u.printJSON(map[string]any{"ok": true, "file": name, "notes": found.Notes})
+				u.printJSON(map[string]any{"ok": true, "file": name, "notes": append([]learn.Note{}, notes...)})
 				return nil
 			}
-			for _, note := range found.Notes {
-				u.say("%s", note)
+			for _, note := range notes {
+				u.say("%v", note)
 			}
 			u.printf("%s wrote %s\n", u.green("ok:"), name)
 			u.printf("%s\n", u.dim("next: read it, then merlon check "+dir+" and merlon up "+dir))

@@ -47,22 +47,33 @@ func Path(raw string, keepSlash bool, buf []byte) (path string, err error) {
 	case raw == "" || raw[0] != '/':
 		return "", refuse("path_not_absolute")
 	}
-	i, clean := 0, true
-	for i < len(raw) && octets[raw[i]] == plain {
-		i++
+	i := glance(raw)
+	if i == len(raw) {
+		return raw, nil
 	}
-	if i < len(raw) {
-		if buf, clean, err = decode(append(buf[:0], raw[:i]...), raw[i:], keepSlash); err != nil {
-			return "", err
-		}
-		if !clean {
-			raw = unsafe.String(unsafe.SliceData(buf), len(buf))
-		}
+	buf, same, err := decode(append(buf[:0], raw[:i]...), raw[i:], keepSlash)
+	if err != nil {
+		return "", err
+	}
+	if !same {
+		raw = unsafe.String(unsafe.SliceData(buf), len(buf))
 	}
 	if err := segments(raw); err != nil {
 		return "", err
 	}
 	return raw, nil
+}
+
+// glance returns the length of the beginning of raw that is canonical whatever
+// follows. Most paths are so whole: nothing escaped, no segment empty or with a
+// dot in front.
+func glance(raw string) int {
+	for i := 0; i < len(raw); i++ {
+		if octets[raw[i]] != plain || raw[i] == '/' && i+1 < len(raw) && (raw[i+1] == '/' || raw[i+1] == '.') {
+			return i
+		}
+	}
+	return len(raw)
 }
 
 // decode appends the canonical form of raw, a part of a path, to dst. same says

@@ -134,8 +134,8 @@ func canonHost(raw string) string {
 	return answer(s, err)
 }
 
-// TestClass11CaseFoldingAndUnicodeHosts: a host has one spelling.
-func TestClass11CaseFoldingAndUnicodeHosts(t *testing.T) {
+// TestHost: a host has one spelling.
+func TestHost(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("a", 63)
 	for _, c := range [][2]string{
@@ -159,7 +159,20 @@ func TestClass11CaseFoldingAndUnicodeHosts(t *testing.T) {
 		{"[2001:DB8:0:0::1]", "[2001:db8::1]"},
 		{"[::ffff:1.2.3.4]", "[::ffff:1.2.3.4]"},
 		{"[::ffff:102:304]", "[::ffff:1.2.3.4]"},
+	} {
+		if got := canonHost(c[0]); got != c[1] {
+			t.Errorf("%q becomes %s, want %s", c[0], got, c[1])
+		}
+	}
+}
 
+// TestClass11CaseFoldingAndUnicodeHosts: what only some fold or map to a known
+// host is no host.
+func TestClass11CaseFoldingAndUnicodeHosts(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("a", 63)
+	for _, c := range [][2]string{
+		{"Shop.EXAMPLE.", "shop.example"},
 		{"", "{host_empty}"},
 		{".", "{host_empty}"},
 		{":80", "{host_empty}"},

@@ -21,7 +21,7 @@ const (
 //
 // What it refuses depends on a prefix of the head only, so the answer is the
 // same for any way of cutting the input.
-func headEnd(buf []byte, seen *int, lim Limits) (int, error) {
+func headEnd(buf []byte, seen *int, lim *Limits) (int, error) {
 	end := min(len(buf), lim.Head)
 	for i := *seen; i < end; {
 		j := bytes.IndexByte(buf[i:end], '\n')
@@ -47,21 +47,27 @@ func headEnd(buf []byte, seen *int, lim Limits) (int, error) {
 	return 0, refuse(431, "head_too_large")
 }
 
-// findEnd is headEnd for the usual case, a head that comes whole: twice as
-// fast, since it does not look at lines. It returns 0 unless buf has a blank
-// line within the limit; then it is for headEnd to say why. The parser of the
-// lines must refuse every bare LF itself, and rank orders the refusals.
-func findEnd(buf []byte, lim Limits) int {
-	i := bytes.Index(buf[:min(len(buf), lim.Head)], []byte("\r\n\r\n"))
+// quickEnd is headEnd for the usual case, a head that comes whole: it returns
+// the length of a part of buf that has the end of the head in it, or is it, or 0
+// if it does not know. Most requests have no body, so buf just ends in a blank
+// line. What it does not look at is for the parser of the lines, which refuses
+// every bare LF itself and stops at the first blank line.
+func quickEnd(buf []byte, lim *Limits) int {
+	const blank = "\r\n\r\n"
+	end := min(len(buf), lim.Head)
+	if end >= len(blank) && string(buf[end-len(blank):end]) == blank {
+		return end
+	}
+	i := bytes.Index(buf[:end], []byte(blank))
 	if i < 0 {
 		return 0
 	}
-	return i + len("\r\n\r\n")
+	return i + len(blank)
 }
 
 // rank returns the refusal of a whole head that a slow reader would have met
 // first: a bare LF, else err.
-func rank(err error, buf []byte, lim Limits) error {
+func rank(err error, buf []byte, lim *Limits) error {
 	seen := 0
 	if _, lf := headEnd(buf, &seen, lim); lf != nil {
 		return lf
@@ -83,39 +89,35 @@ type head struct {
 	close, keepAlive, upgrading bool // options of Connection
 }
 
-// fields parses the field lines of a head and appends them to dst. s is the
-// head up to and including the blank line, pos where the first field begins,
-// buf the same bytes.
-func (h *head) fields(dst []Field, buf []byte, s string, pos int, lim Limits) ([]Field, error) {
+// fields parses the field lines of a head, appends them to dst, and returns
+// where the head ends. s has a blank line in it, pos is where the first field
+// begins; buf is the same bytes.
+func (h *head) fields(dst []Field, buf []byte, s string, pos int, lim *Limits) (_ []Field, end int, err error) {
 	h.length = -1
 	for s[pos] != '\r' || s[pos+1] != '\n' {
 		start := pos
-		seen := chars[s[pos]]
-		for c := seen; c&token != 0; c = chars[s[pos]] {
-			seen |= c
-			pos++
-		}
-		name := s[start:pos]
+		name, seen := tokenAt(s[pos:])
+		pos += len(name)
 		if s[pos] != ':' || name == "" {
-			return dst, h.badName(name, s[pos:])
+			return dst, 0, h.badName(name, s[pos:])
 		}
 		for pos++; s[pos] == ' ' || s[pos] == '\t'; pos++ {
 		}
-		end, err := h.value(buf, pos)
+		end, err = h.value(buf, pos)
 		if err != nil {
-			return dst, err
+			return dst, 0, err
 		}
 		value := trimRight(s[pos:end])
 		pos = end + len("\r\n")
 		class, k := classify(name)
 		switch {
 		case pos-start > lim.Field, len(name) > maxName:
-			return dst, refuse(431, "field_too_large")
+			return dst, 0, refuse(431, "field_too_large")
 		case len(dst) >= lim.Fields:
-			return dst, refuse(431, "too_many_fields")
+			return dst, 0, refuse(431, "too_many_fields")
 		case seen&odd != 0 && h.disguised(class, k):
 			// Behind CGI, WSGI or PHP this name would be another.
-			return dst, refuse(400, "field_name_disguised")
+			return dst, 0, refuse(400, "field_name_disguised")
 		}
 		if len(dst) == cap(dst) {
 			dst = slices.Grow(dst, 16)
@@ -124,12 +126,25 @@ func (h *head) fields(dst []Field, buf []byte, s string, pos int, lim Limits) ([
 		f := &dst[len(dst)-1]
 		f.Name, f.Value, f.Class = name, value, class
 		if k != other {
-			if err := h.known(k, value); err != nil {
-				return dst, err
+			if err = h.known(k, value); err != nil {
+				return dst, 0, err
 			}
 		}
 	}
-	return dst, nil
+	return dst, pos + len("\r\n"), nil
+}
+
+// tokenAt returns the token that s begins with, and what its characters may be
+// part of, together.
+func tokenAt(s string) (name string, seen uint8) {
+	for i := 0; i < len(s); i++ {
+		c := chars[s[i]]
+		if c&token == 0 {
+			return s[:i], seen
+		}
+		seen |= c
+	}
+	return s, seen
 }
 
 // disguised reports whether a name with odd characters folds to one that

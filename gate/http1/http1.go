@@ -33,8 +33,8 @@ type Limits struct {
 	Absolute bool // accept "http://host/path" as target, as a proxy for local programs must
 }
 
-// orDefault fills in what the zero value leaves open.
-func (l Limits) orDefault() Limits {
+// setDefaults fills in what the zero value leaves open.
+func (l *Limits) setDefaults() {
 	if l.Head <= 0 {
 		l.Head = 32 << 10
 	}
@@ -47,7 +47,6 @@ func (l Limits) orDefault() Limits {
 	if l.Field <= 0 {
 		l.Field = 16 << 10
 	}
-	return l
 }
 
 // Error is a refusal. The connection it was read from cannot be used further:

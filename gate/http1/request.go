@@ -16,7 +16,7 @@ type Request struct {
 	Fields []Field
 	Body   Body  // never BodyClose
 	Length int64 // of the body, for BodyLength; else 0
-	Close  bool  // the connection ends after this exchange
+	Close  bool  // the connection ends after this exchange; if not and Minor is 0, say keep-alive
 	Expect bool  // the client waits for "100 Continue" before it sends the body
 	// Upgrade is the protocol the client asks to change to; "" when it does not.
 	Upgrade       string
@@ -41,7 +41,7 @@ func (r *Request) Parse(buf []byte, lim Limits) (n int, err error) {
 	if len(buf) == 0 {
 		return 0, nil
 	}
-	lim = lim.orDefault()
+	lim.setDefaults()
 	seen := r.seen
 	*r = Request{Fields: r.Fields[:0]}
 	// The first byte tells TLS and most other protocols apart at once.
@@ -53,10 +53,10 @@ func (r *Request) Parse(buf []byte, lim Limits) (n int, err error) {
 		return 0, refuse(400, "method_invalid")
 	}
 	if seen == 0 {
-		n = findEnd(buf, lim)
+		n = quickEnd(buf, &lim)
 	}
 	if n == 0 {
-		n, err = headEnd(buf, &seen, lim)
+		n, err = headEnd(buf, &seen, &lim)
 	}
 	if err != nil {
 		return 0, err
@@ -65,47 +65,48 @@ func (r *Request) Parse(buf []byte, lim Limits) (n int, err error) {
 		r.seen = seen
 		return 0, nil
 	}
-	if err := r.head(buf[:n], lim); err != nil {
+	whole := buf[:n]
+	if n, err = r.head(whole, &lim); err != nil {
 		r.Reset()
-		return 0, rank(err, buf[:n], lim)
+		return 0, rank(err, whole, &lim)
 	}
 	return n, nil
 }
 
-// head parses a complete head.
-func (r *Request) head(buf []byte, lim Limits) error {
+// head parses the head that buf begins with and has whole.
+func (r *Request) head(buf []byte, lim *Limits) (n int, err error) {
 	s := view(buf)
 	pos, err := r.line(s, lim)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var h head
-	if r.Fields, err = h.fields(r.Fields, buf, s, pos, lim); err != nil {
-		return err
+	if r.Fields, n, err = h.fields(r.Fields, buf, s, pos, lim); err != nil {
+		return 0, err
 	}
 	if err := r.authority(&h, lim); err != nil {
-		return err
+		return 0, err
 	}
 	if err := h.options(r.Fields); err != nil {
-		return err
+		return 0, err
 	}
 	r.Authorization = h.authorization
 	r.Close = h.close || r.Minor == 0 && !h.keepAlive
 	chunked, err := h.chunked(r.Minor)
 	switch {
 	case err != nil:
-		return err
+		return 0, err
 	case chunked:
 		r.Body = BodyChunked
 	case h.length >= 0:
 		r.Body, r.Length = BodyLength, h.length
 	}
-	return r.intentions(&h)
+	return n, r.intentions(&h)
 }
 
 // line parses the request line (RFC 9112 3) and returns where the first field
 // begins.
-func (r *Request) line(s string, lim Limits) (pos int, err error) {
+func (r *Request) line(s string, lim *Limits) (pos int, err error) {
 	for 'A' <= s[pos] && s[pos] <= 'Z' || s[pos] == '-' {
 		pos++
 	}
@@ -149,7 +150,7 @@ func (r *Request) line(s string, lim Limits) (pos int, err error) {
 
 // authority finds host, path and query (RFC 9112 3.2). Target and Host must
 // agree, or policy and upstream could each believe another of them.
-func (r *Request) authority(h *head, lim Limits) error {
+func (r *Request) authority(h *head, lim *Limits) error {
 	switch r.Method {
 	case "CONNECT": // authority-form: a tunnel, not a call
 		return refuse(501, "connect_not_spoken")

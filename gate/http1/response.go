@@ -26,10 +26,10 @@ func (r *Response) Reset() {
 
 // Parse reads the head of the response to a request with the given method, as
 // Request.Parse does. An interim response (Status 1xx but 101) is followed by
-// another head. Every refusal has Status 502: a response that can be read in
+// another head; the reader bounds how many it takes. Every refusal has Status 502: a response that can be read in
 // two ways would answer the next client with somebody else's bytes.
 func (r *Response) Parse(buf []byte, method string, lim Limits) (n int, err error) {
-	lim = lim.orDefault()
+	lim.setDefaults()
 	seen := r.seen
 	*r = Response{Fields: r.Fields[:0]}
 	for i := 0; i < len(buf) && i < 7; i++ {
@@ -38,10 +38,10 @@ func (r *Response) Parse(buf []byte, method string, lim Limits) (n int, err erro
 		}
 	}
 	if seen == 0 {
-		n = findEnd(buf, lim)
+		n = quickEnd(buf, &lim)
 	}
 	if n == 0 {
-		n, err = headEnd(buf, &seen, lim)
+		n, err = headEnd(buf, &seen, &lim)
 	}
 	if err != nil {
 		return 0, badGateway(err)
@@ -50,9 +50,10 @@ func (r *Response) Parse(buf []byte, method string, lim Limits) (n int, err erro
 		r.seen = seen
 		return 0, nil
 	}
-	if err := r.head(buf[:n], method, lim); err != nil {
+	whole := buf[:n]
+	if n, err = r.head(whole, method, &lim); err != nil {
 		r.Reset()
-		return 0, badGateway(rank(err, buf[:n], lim))
+		return 0, badGateway(rank(err, whole, &lim))
 	}
 	return n, nil
 }
@@ -66,23 +67,23 @@ func badGateway(err error) error {
 	return err
 }
 
-// head parses a complete head.
-func (r *Response) head(buf []byte, method string, lim Limits) error {
+// head parses the head that buf begins with and has whole.
+func (r *Response) head(buf []byte, method string, lim *Limits) (n int, err error) {
 	s := view(buf)
 	h := head{response: true}
 	pos, err := r.line(&h, buf, s)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if r.Fields, err = h.fields(r.Fields, buf, s, pos, lim); err != nil {
-		return err
+	if r.Fields, n, err = h.fields(r.Fields, buf, s, pos, lim); err != nil {
+		return 0, err
 	}
 	if err := h.options(r.Fields); err != nil {
-		return err
+		return 0, err
 	}
 	r.Length = h.length
 	r.Close = h.close || r.Minor == 0 && !h.keepAlive
-	return r.framing(&h, method)
+	return n, r.framing(&h, method)
 }
 
 // framing decides where the body ends (RFC 9112 6.3).
@@ -118,10 +119,11 @@ func (r *Response) framing(h *head, method string) error {
 }
 
 // line parses the status line (RFC 9112 4) and returns where the first field
-// begins. A reason phrase may be missing together with the space before it.
+// begins. A reason phrase may be missing together with the space before it. No
+// index is out of range: four bytes follow any byte before the blank line.
 func (r *Response) line(h *head, buf []byte, s string) (pos int, err error) {
 	const start = len("HTTP/1.1 ")
-	if len(s) < start+len("200\r\n\r\n") || s[7] != '0' && s[7] != '1' || s[8] != ' ' {
+	if s[7] != '0' && s[7] != '1' || s[8] != ' ' {
 		return 0, refuse(502, "status_line_invalid")
 	}
 	r.Minor = int(s[7] - '0')

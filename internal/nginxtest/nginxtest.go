@@ -26,9 +26,11 @@ http {
 	fastcgi_temp_path fastcgi;
 	uwsgi_temp_path uwsgi;
 	scgi_temp_path scgi;
-	client_header_timeout 1s;
-	client_body_timeout 1s;
+	client_header_timeout 2s;
+	client_body_timeout 2s;
 	lingering_close off;
+	lingering_timeout 1s;
+	lingering_time 1s;
 	server {
 		listen %s default_server;
 		%s
