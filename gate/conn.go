@@ -42,7 +42,8 @@ type conn struct {
 	// reserved says that the record of this call has room already.
 	reserved bool
 
-	watch watch
+	watch     watch
+	bodyWatch watch // of the goroutine of a request body
 }
 
 // reader is a connection and what was read from it but not yet used. The views
@@ -96,13 +97,16 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 	c.x.g, c.x.at, c.x.peer, c.x.req = g, at, &c.peer, &c.req
 	defer func() {
 		// A bug met by one hostile request must not end every connection.
-		if p := recover(); p != nil {
-			g.cfg.Log.Error("connection ended by a defect", "at", at, "panic", p, "stack", stack())
-		}
+		p := recover()
 		g.open.remove(c, client, at == AtEdge)
 		c.net.Close()
 		if c.reserved {
 			g.cfg.Records.Cancel()
+		}
+		if p != nil {
+			// Its memory may still be in use elsewhere: it is not used again.
+			g.cfg.Log.Error("connection ended by a defect", "at", at, "panic", p, "stack", stack())
+			return
 		}
 		c.release()
 	}()
@@ -223,8 +227,6 @@ func (c *conn) serve() (keep bool) {
 		x.verdict = deny(ReasonNoOrders)
 	case c.at == Inbound && x.start.After(c.peer.until):
 		x.verdict, keep = deny(ReasonPeerExpired), false
-	case c.req.Method == "CONNECT":
-		x.verdict = deny(ReasonConnect)
 	case c.req.Upgrade != "" && !strings.EqualFold(c.req.Upgrade, "h2c"):
 		// An offer of h2c may be ignored (RFC 9110 7.8); other upgrades are
 		// the point of the request.
@@ -242,7 +244,7 @@ func (c *conn) serve() (keep bool) {
 			return c.forward(keep)
 		}
 	}
-	return c.refuse(keep)
+	return c.respond(keep)
 }
 
 // takeUnread puts bytes that belong to the next request where it is read from.

@@ -41,6 +41,7 @@ func (c *conn) forward(keep bool) bool {
 		if !c.mayRetry(cluster, up, f, attempt) {
 			return c.fail(up, keep, f)
 		}
+		up.Failed(f.kind)
 		up.Release(false)
 	}
 }
@@ -77,6 +78,7 @@ func (c *conn) bodyBuffered() bool {
 // the head of the final answer into c.res.
 func (c *conn) send(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, failure) {
 	c.up.r, c.up.w = 0, 0
+	c.watch.start(c.g, c.net, forever) // Get is bounded by itself
 	up, err := cluster.Get(context.Background(), fresh)
 	if err != nil {
 		return nil, unreachable(err)
@@ -85,8 +87,8 @@ func (c *conn) send(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, fail
 	if err := c.buildRequest(up); err != nil {
 		return up, failure{reason: merlon.ReasonUnidentified, cause: err}
 	}
-	c.watch.start(c.g, up.Conn, c.x.service.Timeout)
 	if c.bodyBuffered() {
+		c.watch.start(c.g, up.Conn, c.x.service.Timeout)
 		if _, err := up.Write(c.out); err != nil {
 			return up, c.broken(err, up.Reused)
 		}
@@ -250,15 +252,16 @@ func (c *conn) sendBody(up *upstream.Conn, chunked bool) (sent int64, whole bool
 // reach what is already streaming.
 func (c *conn) stillAllowed() error {
 	x := &c.x
-	f := c.g.force.Load()
-	if f == x.f {
+	if c.g.force.Load() == x.f || c.g.allows(&x.call) {
 		return nil
 	}
-	if f.policy.Decide(&x.call).Effect != merlon.Allow {
-		x.verdict = deny(ReasonRevoked)
-		return errors.New("the orders changed and do not allow this call any more")
-	}
-	return nil
+	x.verdict = deny(ReasonRevoked)
+	return errRevoked
+}
+
+// allows asks what is in force now about a call that was built before.
+func (g *Gate) allows(call *merlon.Call) bool {
+	return g.force.Load().policy.Decide(call).Effect == merlon.Allow
 }
 
 // body walks over a message body as it arrives.
@@ -286,6 +289,7 @@ func (b *body) next(in []byte) (n int, data []byte, done bool, err error) {
 // sendStream sends a request whose body is still arriving, and reads the head
 // of the answer meanwhile.
 func (c *conn) sendStream(up *upstream.Conn) failure {
+	c.watch.start(c.g, up.Conn, forever) // the body's goroutine bounds the wait
 	if _, err := up.Write(c.out); err != nil {
 		return c.broken(err, up.Reused)
 	}
@@ -300,6 +304,8 @@ func (c *conn) sendStream(up *upstream.Conn) failure {
 		return failure{reason: ReasonBodyTooLarge, cause: errBodyTooLarge}
 	case s.ended(errClientBody):
 		return failure{reason: ReasonBodyInvalid, cause: errClientBody}
+	case s.ended(errRevoked):
+		return failure{reason: ReasonRevoked, cause: errRevoked}
 	case s.ended(errClientGone):
 		return failure{reason: ReasonClientGone, cause: errClientGone}
 	}

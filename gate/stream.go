@@ -18,7 +18,6 @@ type stream struct {
 	done     chan struct{} // closed when the goroutine has ended
 	err      error         // why the body was not sent whole; valid after done
 	rest     []byte        // what was read beyond the body; valid after done
-	watch    watch
 	buf, out []byte
 }
 
@@ -29,6 +28,7 @@ func newStream(c *conn, up *upstream.Conn) *stream {
 var (
 	errBodyTooLarge = errors.New("the body is larger than the service takes")
 	errClientBody   = errors.New("the client's body is not well-formed")
+	errRevoked      = errors.New("the orders changed and do not allow this call any more")
 	errClientGone   = errors.New("the client stopped before the end of its body")
 )
 
@@ -37,6 +37,9 @@ var (
 func (s *stream) run() {
 	if s.err = s.copy(); s.err != nil {
 		s.up.SetDeadline(past)
+	} else {
+		// Only now is it the upstream's turn.
+		s.c.watch.follow(s.c.g, s.up.Conn, s.c.x.service.Timeout)
 	}
 	close(s.done)
 }
@@ -82,7 +85,7 @@ func (s *stream) copy() error {
 			out = http1.AppendLastChunk(out)
 		}
 		if len(out) > 0 {
-			s.watch.start(c.g, s.up.Conn, c.g.cfg.Bounds.Stall)
+			c.bodyWatch.start(c.g, s.up.Conn, c.g.cfg.Bounds.Stall)
 			if _, err := s.up.Write(out); err != nil {
 				return err
 			}
@@ -91,7 +94,10 @@ func (s *stream) copy() error {
 			s.rest = in
 			return nil
 		}
-		s.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall)
+		if c.g.force.Load() != c.x.f && !c.g.allows(&c.x.call) {
+			return errRevoked
+		}
+		c.bodyWatch.start(c.g, c.net, c.g.cfg.Bounds.Stall)
 		kept := copy(s.buf, in)
 		n, err := c.net.Read(s.buf[kept:s.space(&b, kept)])
 		if n == 0 && err != nil {
@@ -122,5 +128,6 @@ func (s *stream) finish() bool {
 		s.c.net.SetReadDeadline(noDeadline)
 		s.up.SetWriteDeadline(noDeadline)
 	}
+	s.c.bodyWatch.reset()
 	return s.err == nil
 }

@@ -25,13 +25,29 @@ var past = time.Unix(1, 0)
 
 func (w *watch) start(g *Gate, target net.Conn, d time.Duration) {
 	w.mu.Lock()
-	w.target, w.due, w.waiting = target, g.clock.Nanos()+int64(d), false
+	w.target, w.due, w.waiting, w.expired = target, 0, false, false
+	if d != forever {
+		w.due = g.clock.Nanos() + int64(d)
+	}
 	if w.woken {
 		// A request came in just before: it is served like any other.
 		w.woken = false
 		target.SetReadDeadline(time.Time{})
 	}
 	w.mu.Unlock()
+}
+
+// forever is a wait that something else bounds.
+const forever time.Duration = -1
+
+// follow gives a wait for target that had no bound a bound of d. It does
+// nothing if something else is waited for by now.
+func (w *watch) follow(g *Gate, target net.Conn, d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.target == target && w.due == 0 && !w.expired {
+		w.due = g.clock.Nanos() + int64(d)
+	}
 }
 
 // idle is start for the wait between two requests.
@@ -162,6 +178,7 @@ func (r *registry) each(f func(*watch)) {
 	defer r.mu.Unlock()
 	for c := range r.conns {
 		f(&c.watch)
+		f(&c.bodyWatch)
 	}
 }
 
