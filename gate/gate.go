@@ -179,7 +179,7 @@ func (g *Gate) Drain(ctx context.Context) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		g.open.closeIdle()
+		g.open.interrupt(idle)
 		if g.open.count() == 0 {
 			break
 		}

@@ -36,6 +36,7 @@ const (
 	ReasonTimeout        merlon.Reason = "upstream_timeout"   // the answer did not begin in time
 	ReasonRevoked        merlon.Reason = "revoked"            // allowed when it began, not any more
 	ReasonPeerExpired    merlon.Reason = "peer_expired"       // the caller's certificate ended during the connection
+	ReasonDefect         merlon.Reason = "gate_defect"        // the gate met a defect of its own
 )
 
 // exchange is one call on its way through a gate. It lives in its connection
@@ -48,16 +49,17 @@ type exchange struct {
 	req  *http1.Request
 	from netip.Addr // the client outside, as far as the edge can tell
 
-	call    merlon.Call
-	service *merlon.Service
-	verdict merlon.Verdict
-	limit   limit.State   // of the limit that applied last
-	limited *merlon.Limit // and which one that was; nil for none
-	detail  string        // the cause, for the record only
-	start   time.Time
-	id      string
-	port    string // of the Host, with its colon; "" without one
-	status  int    // of an answer in the gate's own name, when the reason alone does not say
+	call     merlon.Call
+	service  *merlon.Service
+	verdict  merlon.Verdict
+	limit    limit.State   // of the limit that applied last
+	limited  *merlon.Limit // and which one that was; nil for none
+	detail   string        // the cause, for the record only
+	upstream string        // address the call was sent to, for the record only
+	start    time.Time
+	id       string
+	port     string // of the Host, with its colon; "" without one
+	status   int    // of an answer in the gate's own name, when the reason alone does not say
 
 	params  [16]merlon.Param
 	idBuf   [idLength]byte
