@@ -137,7 +137,11 @@ func TestTornTail(t *testing.T) {
 		"garbage": func(n int) []byte { return []byte("{\"seal\":{}}\n\n{\"seal\":{\"first\":1,\"hash\":\"\"}}\n") },
 	}
 	for what, fill := range fills {
-		for n := from; n < len(full); n++ {
+		step := 5
+		if what == "cut" {
+			step = 1
+		}
+		for n := from; n < len(full); n += step {
 			torn := append(bytes.Clone(full[:n]), fill(n)...)
 			synced.with(name, torn).store(t, dir)
 			w, err := Open(dir, quick())

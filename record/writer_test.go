@@ -254,6 +254,39 @@ func TestFull(t *testing.T) {
 	}
 }
 
+// TestReserve: room that is reserved is room that others do not get.
+func TestReserve(t *testing.T) {
+	t.Parallel()
+	dir, opt := t.TempDir(), quick()
+	opt.SyncRecords, opt.Wait = 2, time.Millisecond
+	w, err := prepare(dir, opt)
+	must(t, err)
+	must(t, w.Reserve())
+	must(t, w.Reserve())
+	if err := w.Reserve(); err != ErrFull {
+		t.Errorf("a third of two: %v", err)
+	}
+	if err := w.Add(&Record{}); err != ErrFull {
+		t.Errorf("Add beside two reserved: %v", err)
+	}
+	w.Cancel()
+	must(t, w.Add(&Record{ID: "added"}))
+	must(t, w.Commit(&Record{ID: "committed"}))
+	if s := w.Stats(); s.Added != 2 || s.Refused != 2 {
+		t.Errorf("stats %+v", s)
+	}
+	go w.flush()
+	must(t, w.Sync())
+	must(t, w.Reserve())
+	must(t, w.Close())
+	if err := w.Commit(&Record{}); err != ErrClosed {
+		t.Errorf("Commit after Close: %v", err)
+	}
+	if report := verified(t, dir); report.Records != 2 {
+		t.Errorf("%+v", report)
+	}
+}
+
 // TestCloseFreesWaiting: nobody hangs on a writer that is closed.
 func TestCloseFreesWaiting(t *testing.T) {
 	t.Parallel()
