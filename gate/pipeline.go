@@ -119,6 +119,9 @@ func (x *exchange) canon() merlon.Verdict {
 	if err != nil {
 		return x.malformed(err)
 	}
+	if n := len(x.req.Path); n > cap(x.pathBuf) && strings.IndexByte(x.req.Path, '%') >= 0 {
+		x.pathBuf = make([]byte, 0, max(2*n, 512))
+	}
 	path, err := canon.Path(x.req.Path, x.f.slashes, x.pathBuf[:0])
 	if err != nil {
 		return x.malformed(err)
@@ -191,8 +194,8 @@ func (x *exchange) identifyClient() merlon.Verdict {
 	if x.f.tokens == nil || x.req.Authorization == "" {
 		return pass
 	}
-	scheme, token, _ := strings.Cut(x.req.Authorization, " ")
-	if !strings.EqualFold(scheme, "bearer") {
+	token, bearer := bearerToken(x.req.Authorization)
+	if !bearer {
 		return pass
 	}
 	caller, err := x.f.tokens.Verify(token, x.start)
@@ -203,6 +206,21 @@ func (x *exchange) identifyClient() merlon.Verdict {
 	caller.Client = client
 	x.call.Caller = caller
 	return pass
+}
+
+// bearerToken is the token of a value of Authorization (RFC 6750 2.1). What is
+// after the scheme is the token whatever separates the two: an application
+// might split at a tab, and find a token that nobody has checked.
+func bearerToken(value string) (token string, bearer bool) {
+	const scheme = "bearer"
+	if len(value) < len(scheme) || !strings.EqualFold(value[:len(scheme)], scheme) {
+		return "", false
+	}
+	rest := value[len(scheme):]
+	if rest != "" && http1.ValidName(rest[:1]) {
+		return "", false // another scheme, whose name begins so
+	}
+	return strings.TrimPrefix(rest, " "), true
 }
 
 // identifyBehindGateway believes the gateway, whose certificate is the peer's,

@@ -147,12 +147,14 @@ type registry struct {
 	admitted  int
 	listeners []net.Listener
 	closed    bool
+	empty     sync.Cond // admitted became 0
 	done      chan struct{}
 	stopOnce  sync.Once
 }
 
 func (r *registry) init(b Bounds) {
 	r.bounds = b
+	r.empty.L = &r.mu
 	r.conns, r.clients, r.done = map[*conn]struct{}{}, map[netip.Addr]int{}, make(chan struct{})
 }
 
@@ -164,6 +166,7 @@ func (r *registry) admit(client netip.Addr, perClient bool) bool {
 		return false
 	}
 	if perClient {
+		client = sameClient(client)
 		if r.clients[client] >= r.bounds.ConnectionsPerClient {
 			return false
 		}
@@ -171,6 +174,17 @@ func (r *registry) admit(client netip.Addr, perClient bool) bool {
 	}
 	r.admitted++
 	return true
+}
+
+// sameClient is what connections are counted by: a host has all of an IPv6 /64
+// to itself (RFC 6177), and would have as many caps.
+func sameClient(client netip.Addr) netip.Addr {
+	if client.Is6() {
+		if prefix, err := client.Prefix(64); err == nil {
+			return prefix.Addr()
+		}
+	}
+	return client
 }
 
 func (r *registry) add(c *conn) bool {
@@ -187,11 +201,23 @@ func (r *registry) remove(c *conn, client netip.Addr, perClient bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.conns, c)
-	r.admitted--
+	if r.admitted--; r.admitted == 0 {
+		r.empty.Broadcast()
+	}
 	if perClient {
+		client = sameClient(client)
 		if r.clients[client]--; r.clients[client] <= 0 {
 			delete(r.clients, client)
 		}
+	}
+}
+
+// awaitNone waits until every connection has ended.
+func (r *registry) awaitNone() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.admitted > 0 {
+		r.empty.Wait()
 	}
 }
 
