@@ -161,8 +161,9 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoint, old *force) *upstream.Cluster {
 	retry := retryPercent(in, name)
 	if old != nil {
-		if c := old.clusters[name]; c != nil && retryPercent(&old.orders.Intent, name) == retry {
+		if c := old.clusters[name]; c != nil {
 			c.Update(endpoints)
+			c.SetRetry(retry)
 			return c
 		}
 	}
