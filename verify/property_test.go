@@ -15,7 +15,7 @@ import (
 )
 
 var (
-	templates = []string{"GET /", "GET /a", "POST /a", "GET /a/{id}", "GET /a/b", "* /a/{id}/c", "GET /{x}", "GET /d/{rest...}", "PUT /d/x"}
+	templates = []string{"GET /", "GET /a", "POST /a", "GET /a/{id}", "GET /a/b", "* /a/{id}/c", "GET /{x}", "GET /{x}/b", "GET /d/{rest...}", "PUT /d/x"}
 	paths     = []string{"/", "/a", "/a/b", "/a/7", "/a/7/c", "/a/b/c", "/z", "/d/x", "/d/x/y", "/d/q"}
 	methods   = []string{"GET", "POST", "PUT", "DELETE"}
 	hosts     = []string{"a.example", "b.example"}
@@ -136,8 +136,12 @@ func TestDiffMissesNothing(t *testing.T) {
 				test.Call.Callee, test.Path = "", "https://"+pick(r, hosts)+path
 			}
 			client := pick(r, []string{"", "192.0.2.1"})
+			var operations []string
 			pass := func(p *policy.Policy) bool {
 				c := p.Call(&test)
+				if r := p.RouteService(service, test.Method, path, nil); r.Operation != nil {
+					operations = append(operations, r.Operation.Name)
+				}
 				c.Caller.Client = client
 				return p.Decide(&c).Effect == merlon.Allow
 			}
@@ -152,6 +156,9 @@ func TestDiffMissesNothing(t *testing.T) {
 			}
 			said := slices.ContainsFunc(changes, func(c verify.Change) bool {
 				about := (c.Service == service || c.Service == "") && (c.Caller == caller || c.Caller == "" || c.Caller == merlon.AnyCaller)
+				if len(c.Operations) > 0 {
+					about = about && slices.ContainsFunc(operations, func(o string) bool { return slices.Contains(c.Operations, o) })
+				}
 				switch c.Kind {
 				case verify.Condition:
 					return about
