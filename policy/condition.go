@@ -158,8 +158,7 @@ type reportAt func(line, column, width int, code, message, hint string)
 // report passes on what CEL found wrong.
 func report(issues *cel.Issues, at reportAt) {
 	for _, e := range issues.Errors() {
-		message, _, _ := strings.Cut(e.Message, "\n")
-		message = strings.TrimSuffix(message, " (in container '')")
+		message := celMessage(e.Message)
 		word := ""
 		if parts := strings.Split(message, "'"); len(parts) > 2 {
 			word = parts[1]
@@ -180,6 +179,20 @@ func report(issues *cel.Issues, at reportAt) {
 		}
 		at(line, column, len(word), "E0310", "condition: "+message, hint)
 	}
+}
+
+// celMessage is a message of CEL in our words: without the parser's rules, and
+// with operators as they are written.
+func celMessage(text string) string {
+	text, _, _ = strings.Cut(text, "\n")
+	text = strings.TrimSuffix(text, " (in container '')")
+	if rest, ok := strings.CutPrefix(text, "Syntax error: "); ok {
+		if strings.Contains(rest, "'<EOF>'") {
+			return "it ends too early"
+		}
+		text, _, _ = strings.Cut(rest, " expecting ")
+	}
+	return strings.NewReplacer("'_", "'", "_'", "'").Replace(text)
 }
 
 // environment is what every condition knows.
