@@ -97,7 +97,7 @@ func (c *compiler) zones() []string {
 }
 
 // sortDiagnostics puts ds in the order of Pos and bounds their number. Warnings
-// go first: they must not hide an error.
+// are the first to be dropped: they must not hide an error.
 func sortDiagnostics(ds merlon.Diagnostics) merlon.Diagnostics {
 	order := func(a, b merlon.Diagnostic) int {
 		return cmp.Or(a.Pos.Compare(b.Pos), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Message, b.Message))
