@@ -390,8 +390,12 @@ func (u *ui) printWhy(w *control.Why) {
 		if r.Detail != "" {
 			u.note("cause", "", "%s", r.Detail)
 		}
-		if s.Explanation != nil && (r.Verdict.Effect != merlon.Allow || r.Verdict.Shadow) {
-			u.printExplanation(*s.Explanation)
+		switch e := s.Explanation; {
+		case e == nil || r.Verdict.Effect == merlon.Allow && !r.Verdict.Shadow:
+		case e.Verdict.Effect == merlon.Allow && !r.Verdict.Shadow:
+			u.note("policy", e.Verdict.Pos.String(), "has nothing against it: %s", e.Why)
+		default:
+			u.printExplanation(*e)
 		}
 		if s.Now != nil {
 			u.note("now", s.Now.Pos.String(), "the intent in force says: %v, %s", s.Now.Effect, s.Now.Reason)

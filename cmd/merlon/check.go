@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -190,7 +191,14 @@ func (u *ui) printChanges(changes []verify.Change) {
 			u.printf("%s\n", u.dim(rest))
 		}
 	}
-	u.printf("\n%s: %d widen access, %d narrow it\n", count(len(changes), "change"), widening, len(changes)-widening)
+	switch {
+	case len(changes) > 1:
+		u.printf("\n%d changes: %d widen access, %d narrow it\n", len(changes), widening, len(changes)-widening)
+	case widening == 1:
+		u.printf("\n1 change: it widens access\n")
+	default:
+		u.printf("\n1 change: it narrows access\n")
+	}
 }
 
 func newApply(u *ui) *cobra.Command {
@@ -235,7 +243,7 @@ func (u *ui) applied(r *control.Result) error {
 		case r.Unchanged:
 			u.printf("intent %s is in force already\n", u.cyan(short(r.Commit.Hash)))
 		case r.Live:
-			u.printf("%s intent %s is in force at %s, after %v\n", u.green("ok:"), u.cyan(short(r.Commit.Hash)), count(len(r.Gates), "gate"), r.Took)
+			u.printf("%s intent %s is in force at %s, after %v\n", u.green("ok:"), u.cyan(short(r.Commit.Hash)), count(len(r.Gates), "gate"), r.Took.Round(100*time.Microsecond))
 		default:
 			u.printf("%s intent %s is recorded, but not every gate has it:\n", u.yellow("warning:"), u.cyan(short(r.Commit.Hash)))
 			for _, g := range r.Gates {
@@ -249,6 +257,43 @@ func (u *ui) applied(r *control.Result) error {
 		return &exit{code: exitFailed}
 	}
 	return nil
+}
+
+// applyFailed shows why an intent was not put in force.
+func (u *ui) applyFailed(dir string, err error) error {
+	if w, ok := errors.AsType[*control.WidensError](err); ok {
+		const text, hint = "the change widens access, and so nothing was changed", "look at what is newly allowed; if it is meant, repeat with --widen"
+		if u.json {
+			u.printJSON(map[string]any{"ok": false, "error": text, "hint": hint, "widens": true, "changes": w.Changes})
+			return &exit{code: exitWidens}
+		}
+		u.printChanges(w.Changes)
+		return &exit{exitWidens, hinted(errors.New(text), hint)}
+	}
+	if ds, ok := errors.AsType[merlon.Diagnostics](err); ok {
+		files, ferr := openDir(dir)
+		if ferr != nil {
+			return err
+		}
+		return u.diagnose(dir, files, ds)
+	}
+	return err
+}
+
+// compile compiles what was loaded, and shows what is wrong with it.
+func (u *ui) compile(dir string, loaded *intent.Loaded) (*policy.Policy, merlon.Diagnostics, error) {
+	p, ds := policy.Compile(loaded.Intent)
+	if !ds.Failed() {
+		ds = append(ds, p.Test()...)
+	}
+	if ds.Failed() {
+		files, err := openDir(dir)
+		if err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, u.diagnose(dir, files, ds)
+	}
+	return p, ds, nil
 }
 
 func newFmt(u *ui) *cobra.Command {

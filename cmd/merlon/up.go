@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -15,7 +13,6 @@ import (
 	"merlon"
 	"merlon/control"
 	"merlon/intent"
-	"merlon/policy"
 )
 
 func newUp(u *ui) *cobra.Command {
@@ -172,36 +169,4 @@ func first(list []string) string {
 		return ""
 	}
 	return list[0]
-}
-
-// applyFailed shows why an intent was not put in force.
-func (u *ui) applyFailed(dir string, err error) error {
-	if w, ok := errors.AsType[*control.WidensError](err); ok {
-		u.printChanges(w.Changes)
-		return &exit{exitWidens, fmt.Errorf("%w\nhint: look at what is newly allowed above; if it is meant, repeat with --widen", err)}
-	}
-	if ds, ok := errors.AsType[merlon.Diagnostics](err); ok {
-		files, ferr := openDir(dir)
-		if ferr != nil {
-			return err
-		}
-		return u.diagnose(dir, files, ds)
-	}
-	return err
-}
-
-// compile compiles what was loaded, and shows what is wrong with it.
-func (u *ui) compile(dir string, loaded *intent.Loaded) (*policy.Policy, merlon.Diagnostics, error) {
-	p, ds := policy.Compile(loaded.Intent)
-	if !ds.Failed() {
-		ds = append(ds, p.Test()...)
-	}
-	if ds.Failed() {
-		files, err := openDir(dir)
-		if err != nil {
-			return nil, nil, err
-		}
-		return nil, nil, u.diagnose(dir, files, ds)
-	}
-	return p, ds, nil
 }
