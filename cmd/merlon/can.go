@@ -283,8 +283,13 @@ func (u *ui) printAnswer(a answer) {
 	}
 	u.printf("%s  %s\n\n", word, u.bold(a.Call))
 	var rows [][]string
+	nameless := []merlon.Reason{merlon.ReasonNoService, merlon.ReasonNoOperation}
 	for _, l := range a.Layers {
-		rows = append(rows, u.verdictRow(l.Place, l.Verdict))
+		row := u.verdictRow(l.Place, l.Verdict)
+		if l.Verdict.Reason == merlon.ReasonNoService && !slices.Contains(nameless, a.Explanation.Verdict.Reason) {
+			row = append(row, u.dim("not in its orders")) // a gate knows no service that nothing behind it may call
+		}
+		rows = append(rows, row)
 	}
 	u.table("  ", rows)
 	u.printf("\n")

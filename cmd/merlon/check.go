@@ -238,7 +238,9 @@ func (u *ui) applied(r *control.Result) error {
 	if u.json {
 		u.printJSON(r)
 	} else {
-		u.printChanges(r.Commit.Changes)
+		if !r.Unchanged {
+			u.printChanges(r.Commit.Changes)
+		}
 		switch {
 		case r.Unchanged:
 			u.printf("intent %s is in force already\n", u.cyan(short(r.Commit.Hash)))
