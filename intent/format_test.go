@@ -2,6 +2,7 @@ package intent
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -17,6 +18,9 @@ func checkFormat(t *testing.T, src []byte) {
 	t.Helper()
 	once, err := Format(src)
 	if err != nil {
+		if errors.Is(err, errChanges) {
+			t.Fatalf("well formed, and cannot be formatted: %v\n%s", err, src)
+		}
 		return
 	}
 	twice, err := Format(once)

@@ -103,7 +103,7 @@ func (s *scan) joinPlatforms() {
 }
 
 // generic are words in paths that name no service.
-var generic = strings.Fields("openapi api apis spec specs schema schemas contract contracts proto protos docs doc src server service services http rest grpc public internal index main app pkg cmd v1 v2 v3")
+const generic = " openapi api apis spec specs schema schemas contract contracts proto protos docs doc src server service services http rest grpc public internal index main app pkg cmd v1 v2 v3 "
 
 // bindContract gives a contract to the service that its path names, nearest
 // word first, or makes a service of it.
@@ -118,7 +118,7 @@ func (s *scan) bindContract(c *contractFile, running bool) {
 		words = append(words, word)
 	}
 	slices.Reverse(words)
-	words = slices.DeleteFunc(words, func(w string) bool { return slices.Contains(generic, w) || w == "" })
+	words = slices.DeleteFunc(words, func(w string) bool { return w == "" || strings.Contains(generic, " "+w+" ") })
 	for _, w := range words {
 		for _, svc := range s.services {
 			stem := strings.ToLower(svc.called)

@@ -122,14 +122,14 @@ func (s *scan) writeGateway(w *writer) {
 }
 
 // foreign are images of programs that speak a protocol of their own.
-var foreign = strings.Fields("postgres postgresql postgis mysql mariadb percona mongo mongodb redis valkey memcached rabbitmq kafka nats zookeeper etcd cassandra mosquitto")
+const foreign = " postgres postgresql postgis mysql mariadb percona mongo mongodb redis valkey memcached rabbitmq kafka nats zookeeper etcd cassandra mosquitto "
 
 // speaks is the name of the program, when the image says that it is not one
 // that speaks HTTP; else "".
 func (svc *service) speaks() string {
 	image, _, _ := strings.Cut(path.Base(svc.image), "@")
 	image, _, _ = strings.Cut(image, ":")
-	if svc.contract == nil && slices.Contains(foreign, image) {
+	if svc.contract == nil && image != "" && strings.Contains(foreign, " "+image+" ") {
 		return image
 	}
 	return ""

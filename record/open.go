@@ -91,17 +91,26 @@ func (w *Writer) recover() error {
 	return w.retire()
 }
 
-// createHead writes the head of a chain without segments.
+// createHead writes the head of a chain without segments. A crash leaves the
+// whole head or none.
 func (w *Writer) createHead() error {
-	f, err := os.OpenFile(filepath.Join(w.dir, headName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	name := filepath.Join(w.dir, headName)
+	f, err := os.OpenFile(name+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
 	w.headFile = f
-	if _, err := f.WriteAt(head{Hash: digest{}.String()}.encode(), 0); err != nil {
-		return fmt.Errorf("record: %w", err)
+	_, err = f.WriteAt(head{Hash: digest{}.String()}.encode(), 0)
+	if err == nil {
+		err = f.Sync()
 	}
-	if err := errors.Join(f.Sync(), syncDir(w.dir)); err != nil {
+	if err == nil {
+		err = os.Rename(name+".new", name)
+	}
+	if err == nil {
+		err = syncDir(w.dir)
+	}
+	if err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
 	return nil

@@ -90,6 +90,7 @@ type Writer struct {
 	// Of the flusher.
 	batch    []byte // taken, and not yet written when longer than 0
 	batchN   uint64
+	small    int // batches in a row that were much smaller than their buffer
 	file     *os.File
 	number   uint64 // of the segment
 	size     int64  // of the segment
@@ -400,7 +401,10 @@ func (w *Writer) take() bool {
 		return false
 	}
 	spare := w.batch
-	if cap(spare) > 4*flushBytes && len(w.active) < cap(spare)/8 {
+	if w.small++; len(w.active) > cap(spare)/8 {
+		w.small = 0
+	}
+	if w.small > 50 && cap(spare) > 4*flushBytes {
 		spare = nil // a burst is over: its memory goes back
 	}
 	w.batch, w.batchN = w.active, w.count

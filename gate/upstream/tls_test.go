@@ -32,14 +32,17 @@ func TestTLS(t *testing.T) {
 	t.Parallel()
 	s, config := serveTLS(t)
 	asked := 0
-	c := open(t, Config{TLS: func(e merlon.Endpoint) *tls.Config {
+	c := open(t, Config{TLS: func(e merlon.Endpoint) (*tls.Config, any) {
 		if e != s.endpoint {
 			t.Errorf("asked for the configuration of %+v", e)
 		}
 		asked++
-		return config
+		return config, "state"
 	}}, s.endpoint)
 	conn := get(t, c, false)
+	if conn.State != "state" {
+		t.Errorf("the connection has state %v, want that of its configuration", conn.State)
+	}
 	secure, ok := conn.Conn.(*tls.Conn)
 	if !ok || !secure.ConnectionState().HandshakeComplete {
 		t.Fatalf("not a TLS connection with its handshake done: %T", conn.Conn)
@@ -70,7 +73,7 @@ func TestNeverPlainWithIdentity(t *testing.T) {
 		{Address: s.endpoint.Address, ID: "spiffe://shop.example/orders"},
 		{Address: s.endpoint.Address, TLSName: "api.stripe.com"},
 	} {
-		for _, f := range []func(merlon.Endpoint) *tls.Config{nil, func(merlon.Endpoint) *tls.Config { return nil }} {
+		for _, f := range []func(merlon.Endpoint) (*tls.Config, any){nil, func(merlon.Endpoint) (*tls.Config, any) { return nil, nil }} {
 			c := open(t, Config{TLS: f}, e)
 			_, err := c.Get(context.Background(), false)
 			wantReason(t, err, ReasonConnect)
@@ -90,7 +93,7 @@ func TestTLSWrongName(t *testing.T) {
 	t.Parallel()
 	s, config := serveTLS(t)
 	config.ServerName = "orders.example"
-	c := open(t, Config{TLS: func(merlon.Endpoint) *tls.Config { return config }}, s.endpoint)
+	c := open(t, Config{TLS: func(merlon.Endpoint) (*tls.Config, any) { return config, nil }}, s.endpoint)
 	_, err := c.Get(context.Background(), false)
 	wantReason(t, err, ReasonConnect)
 	var wrong x509.HostnameError
@@ -108,7 +111,7 @@ func TestHandshakeTimeout(t *testing.T) {
 	s := serve(t, func(nc net.Conn) { io.Copy(io.Discard, nc) })
 	c := open(t, Config{
 		ConnectTimeout: 20 * time.Millisecond,
-		TLS:            func(merlon.Endpoint) *tls.Config { return &tls.Config{ServerName: "x"} },
+		TLS:            func(merlon.Endpoint) (*tls.Config, any) { return &tls.Config{ServerName: "x"}, nil },
 	}, s.endpoint)
 	_, err := c.Get(context.Background(), false)
 	wantReason(t, err, ReasonConnect)
