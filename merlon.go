@@ -257,10 +257,14 @@ const OrdersVersion = 1
 type Orders struct {
 	Version int   `json:"version"`
 	Place   Place `json:"place"`
-	// Hash names these orders: a gate acknowledges by it.
+	// Hash names these orders: a gate acknowledges by it. It stands for all
+	// the other fields.
 	Hash string `json:"hash"`
 	// Of is the hash of the whole intent that these orders come from.
 	Of string `json:"of"`
+	// Content is the hash of Intent and Endpoints: orders of equal Content
+	// enforce the same.
+	Content string `json:"content"`
 	// Intent is the part of the intent that concerns Place; see policy.Scope.
 	Intent Intent `json:"intent"`
 	// Endpoints says where each service is reached from this place.

@@ -48,9 +48,10 @@ const (
 	maxProto      = 4 << 20  // bytes of one .proto file: its syntax tree is forty times larger
 	maxTotal      = 64 << 20 // bytes of a contract and all that it refers to
 	maxFiles      = 256
-	maxDepth      = 200      // levels of nesting, in OpenAPI as in protobuf
-	maxValues     = 4 << 20  // values of one file, aliases counted as often as they are used
-	maxWork       = 16 << 20 // keys and items of one file, references counted as often as they are used
+	maxDepth      = 200     // levels of nesting, in OpenAPI as in protobuf
+	maxValues     = 1 << 20 // values of one file, aliases counted as often as they are used
+	maxMarks      = 2 << 20 // characters of a YAML file that may begin a value
+	maxWork       = 4 << 20 // keys and items of one file, references counted as often as they are used
 	maxOperations = 20_000
 	maxParams     = 256 // of one operation
 	maxChain      = 32  // references that lead to references
@@ -73,7 +74,7 @@ type Contract struct {
 // fsys must itself refuse symbolic links out of its root, as os.Root does.
 func Load(fsys fs.FS, name string) (*Contract, merlon.Diagnostics) {
 	r := &report{}
-	l := &loader{fsys: fsys, report: r, docs: map[string]*node{}}
+	l := &loader{fsys: fsys, report: r, docs: map[string]loaded{}}
 	var c *Contract
 	switch ext := strings.ToLower(path.Ext(name)); ext {
 	case ".yaml", ".yml", ".json":
@@ -87,8 +88,11 @@ func Load(fsys fs.FS, name string) (*Contract, merlon.Diagnostics) {
 			Message: fmt.Sprintf("contract %q has an unknown kind of file", name),
 			Hint:    "name an OpenAPI file (.yaml, .yml, .json), a .proto file or a descriptor set (.binpb, .pb, .protoset)"})
 	}
-	if c != nil {
+	switch {
+	case c != nil:
 		c.finish(r, name)
+	case !r.failed(): // whoever forgets to say why must not make it look well
+		l.unreadable(name, errors.New("unknown error"))
 	}
 	return c, r.sorted()
 }
@@ -182,9 +186,15 @@ func (r *report) sorted() merlon.Diagnostics {
 type loader struct {
 	fsys   fs.FS
 	report *report
-	docs   map[string]*node // OpenAPI files by name; nil for one that cannot be read
+	docs   map[string]loaded // OpenAPI files by name
 	files  int
 	total  int64
+}
+
+// loaded is a file's tree, nil when it has none, and why it could not be read.
+type loaded struct {
+	root *node
+	err  error
 }
 
 var (

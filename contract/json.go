@@ -32,13 +32,15 @@ func readJSON(r *report, doc *document, src []byte) *node {
 	if err != nil {
 		return nil
 	}
-	if tok, err := j.token(); err != io.EOF {
-		if err == nil {
-			r.errorf(j.at.pos(doc), 1, "E0202", "a JSON file holds one value", "unexpected %v after the end of the JSON value", tok)
-		}
-		return nil
+	switch tok, err := j.token(); err {
+	case io.EOF:
+		return root
+	case nil:
+		r.errorf(j.at.pos(doc), 1, "E0202", "a JSON file holds one value", "unexpected %v after the end of the JSON value", tok)
+	default:
+		j.invalid(err)
 	}
-	return root
+	return nil
 }
 
 // token reads one token and moves the cursor to its first character.
@@ -49,24 +51,34 @@ func (j *jsonReader) token() (json.Token, error) {
 	}
 	tok, err := j.dec.Token()
 	j.at.to(start)
-	if err == nil || err == io.EOF && start == len(j.at.src) && j.values > 0 {
-		return tok, err
+	return tok, err
+}
+
+// next reads a token that must be there.
+func (j *jsonReader) next() (json.Token, error) {
+	tok, err := j.token()
+	if err != nil {
+		return nil, j.invalid(err)
 	}
-	var syntax *json.SyntaxError
+	return tok, nil
+}
+
+// invalid reports an error of the decoder.
+func (j *jsonReader) invalid(err error) error {
 	message := "the file ends too early"
-	if errors.As(err, &syntax) {
+	if syntax := (*json.SyntaxError)(nil); errors.As(err, &syntax) {
 		j.at.to(int(syntax.Offset) - 1)
 		message = strings.TrimPrefix(syntax.Error(), "json: ")
 	} else {
 		j.at.to(len(j.at.src))
 	}
 	j.report.errorf(j.at.pos(j.doc), 1, "E0202", "", "invalid JSON: %s", message)
-	return nil, errStop
+	return errStop
 }
 
 // value reads the next value; depth is how many stand around it.
 func (j *jsonReader) value(depth int) (*node, error) {
-	tok, err := j.token()
+	tok, err := j.next()
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +115,7 @@ func (j *jsonReader) valueOf(tok json.Token, depth int) (*node, error) {
 
 func (j *jsonReader) array(n *node, depth int) error {
 	for {
-		tok, err := j.token()
+		tok, err := j.next()
 		if err != nil {
 			return err
 		}
@@ -120,7 +132,7 @@ func (j *jsonReader) array(n *node, depth int) error {
 
 func (j *jsonReader) object(n *node, depth int) error {
 	for {
-		tok, err := j.token()
+		tok, err := j.next()
 		if err != nil {
 			return err
 		}

@@ -39,7 +39,10 @@ type place struct {
 
 // loadOpenAPI reads the description in a file.
 func loadOpenAPI(l *loader, name string) *Contract {
-	root := l.tree(name, func(err error) { l.unreadable(name, err) })
+	root, err := l.tree(name)
+	if err != nil {
+		l.unreadable(name, err)
+	}
 	if root == nil {
 		return nil
 	}
@@ -142,18 +145,20 @@ func (o *openAPI) item(n *node, at place) {
 	}
 	for i := range n.fields {
 		f := &n.fields[i]
-		method := strings.ToUpper(f.name)
-		switch {
-		case method != f.name && slices.Contains(methods[:], method) && strings.ToLower(f.name) == f.name:
-			o.operation(n, f, method, at)
-		case slices.Contains(itemFields[:], f.name) || strings.HasPrefix(f.name, "x-"):
-		case slices.Contains(methods[:], method):
-			o.report.warnf(f.pos(n), f.width(), "W0202", fmt.Sprintf("write %s", quote(strings.ToLower(f.name))),
-				"key %s of a path is not a method: it offers nothing", quote(f.name))
-		default:
-			o.report.warnf(f.pos(n), f.width(), "W0202", "methods are get, put, post, delete, options, head, patch and trace",
-				"key %s of a path is not a method: it offers nothing", quote(f.name))
+		if strings.HasPrefix(f.name, "x-") || slices.Contains(itemFields[:], f.name) {
+			continue
 		}
+		method := strings.ToUpper(f.name)
+		hint := "methods are get, put, post, delete, options, head, patch and trace"
+		if slices.Contains(methods[:], method) {
+			lower := strings.ToLower(f.name)
+			if f.name == lower {
+				o.operation(n, f, method, at)
+				continue
+			}
+			hint = "write " + lower
+		}
+		o.report.warnf(f.pos(n), f.width(), "W0202", hint, "key %s of a path is not a method: it offers nothing", quote(f.name))
 	}
 }
 
@@ -169,13 +174,7 @@ func (o *openAPI) operation(item *node, f *field, method string, at place) {
 		o.report.errorf(op.Pos, f.width(), "E0214", "split the contract", "the contract has more than %d operations", maxOperations)
 		return
 	}
-	if id := n.get("operationId"); id != nil {
-		if !o.expect(id, text, "operationId") {
-			return
-		}
-		if !o.checkName(id, "operationId") {
-			return
-		}
+	if id := n.get("operationId"); id != nil && o.expect(id, text, "operationId") && o.checkName(id, "operationId") {
 		op.Name, op.Pos = id.text, id.pos()
 	}
 	base := o.base(n.get("servers"), at.base)
@@ -228,7 +227,7 @@ func derivedName(method, path string) string {
 	for _, r := range path {
 		switch {
 		case r == '{' || r == '}':
-		case r == '-' || r < utf8.RuneSelf && isUnreserved(byte(r)) && !strings.ContainsRune("._~", r):
+		case r == '-' || r < utf8.RuneSelf && isAlphanumeric(byte(r)):
 			b.WriteRune(r)
 		default:
 			b.WriteByte('_')

@@ -11,6 +11,9 @@ import (
 // about as many steps; only templates made to overlap in every way reach it.
 const maxSteps = 8 << 20
 
+// compareCost is what it costs to compare two templates, in steps.
+const compareCost = 16
+
 // overlaps finds the templates that match a common path. It walks the tree
 // against itself: only pairs of branches that a common path reaches are seen.
 type overlaps struct {
@@ -89,7 +92,13 @@ func (o *overlaps) wilds(a, b *branch) {
 		}
 		for j := from; j < len(b.partial); j++ {
 			s, t := &a.partial[i], &b.partial[j]
-			if !o.spend(1 + (s.segment.concreteness()*t.segment.concreteness())>>4) {
+			if !o.spend(1) {
+				return
+			}
+			if apart(&s.segment, &t.segment) {
+				continue
+			}
+			if !o.spend(crossingCost(&s.segment, &t.segment)) {
 				return
 			}
 			if _, ok := common(&s.segment, &t.segment); ok {
@@ -153,7 +162,7 @@ func (o *overlaps) all(rest *leaf, b *branch) {
 // leaves reports two templates that match a common path, unless one of them is
 // the more concrete in every segment in which they differ.
 func (o *overlaps) leaves(a, b *leaf) {
-	if a == nil || b == nil || !o.spend(1) {
+	if a == nil || b == nil || !o.spend(compareCost) {
 		return
 	}
 	if o.each != nil {
@@ -163,6 +172,9 @@ func (o *overlaps) leaves(a, b *leaf) {
 	x, y := &o.router.routes[a.routes[0].index], &o.router.routes[b.routes[0].index]
 	rel, example := compare(x.template, y.template)
 	if rel.first == 0 || rel.silent() {
+		return
+	}
+	if rel.first != neither && len(o.report.warnings) == maxReports {
 		return
 	}
 	winner, loser := x, y
@@ -291,6 +303,24 @@ func common(s, t *segment) (string, bool) {
 		c.text[i], c.text[j] = c.text[j], c.text[i]
 	}
 	return string(c.text), true
+}
+
+// apart reports whether what two partial segments begin or end with tells them
+// apart: the cheap test before common.
+func apart(s, t *segment) bool {
+	a, b := s.literals[0], t.literals[0]
+	n := min(len(a), len(b))
+	if a[:n] != b[:n] {
+		return true
+	}
+	a, b = s.literals[len(s.names)], t.literals[len(t.names)]
+	n = min(len(a), len(b))
+	return a[len(a)-n:] != b[len(b)-n:]
+}
+
+// crossingCost is what common costs, in steps.
+func crossingCost(s, t *segment) int {
+	return 32 + (s.concreteness()+2*len(s.names)+1)*(t.concreteness()+2*len(t.names)+1)
 }
 
 // Tokens of a segment, besides its characters.

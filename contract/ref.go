@@ -66,12 +66,12 @@ func (o *openAPI) lookUp(ref *node) *node {
 			return fail("E0207", local, "leads out of the directory of the intent")
 		}
 	}
-	root := o.tree(name, func(err error) { fail("E0208", "", "cannot be read: "+err.Error()) })
+	root, err := o.tree(name)
+	if err != nil {
+		return fail("E0208", "", "cannot be read: "+err.Error())
+	}
 	if root == nil {
-		if _, known := o.docs[name]; known && !o.report.failed() {
-			fail("E0208", "", "is to a file that cannot be read")
-		}
-		return nil
+		return nil // the file itself has its diagnostics
 	}
 	pointer, err := url.PathUnescape(fragment)
 	if err != nil {

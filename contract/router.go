@@ -89,12 +89,13 @@ func NewRouter(routes []Route) (*Router, merlon.Diagnostics) {
 	r := &Router{routes: make([]compiled, len(routes))}
 	rep := &report{}
 	for i, route := range routes {
+		r.routes[i].Route = route
 		t, err := parseTemplate(route.Path)
 		if err != nil {
 			rep.errorf(route.Pos, 0, "E0210", "", "%v", err)
 			continue
 		}
-		r.routes[i] = compiled{route, t}
+		r.routes[i].template = t
 		l := r.root.leaf(t)
 		if first := l.exact(route.Method); first >= 0 {
 			sameTemplate(rep, &r.routes[first], &r.routes[i])

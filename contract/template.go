@@ -204,9 +204,10 @@ func checkParamName(name string) error {
 	return nil
 }
 
-// canonical brings literal text of a path to the form in which paths arrive
-// (RFC 3986 6.2.2): unreserved characters plain, all others that need it
-// percent-encoded with capital digits. What no canonical path holds is refused.
+// canonical brings literal text of a path to the form in which package
+// gate/canon hands paths on (RFC 3986 6.2.2): characters of a path plain, all
+// others percent-encoded with capital digits, and %2B, %2F and %3B left
+// encoded. What no canonical path holds is refused.
 func canonical(s string) (string, error) {
 	const hexDigits = "0123456789ABCDEF"
 	var b strings.Builder
@@ -226,9 +227,11 @@ func canonical(s string) (string, error) {
 			return "", fmt.Errorf("has a backslash")
 		case !encoded && (c == '?' || c == '#'):
 			return "", fmt.Errorf("has a %s; a path ends there", quote(string(c)))
+		case !encoded && c == ';':
+			return "", fmt.Errorf("has a semicolon, which is refused in requests")
 		case !encoded && c == '}':
 			return "", fmt.Errorf("has a closing brace without an opening one")
-		case isUnreserved(c) || !encoded && strings.IndexByte("!$&'()*+,;=:@", c) >= 0:
+		case isPathCharacter(c) && !(encoded && c == '+'):
 			b.WriteByte(c)
 		default:
 			b.Write([]byte{'%', hexDigits[c>>4], hexDigits[c&15]})
@@ -237,8 +240,14 @@ func canonical(s string) (string, error) {
 	return b.String(), nil
 }
 
-func isUnreserved(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~", c) >= 0
+// isPathCharacter reports whether c stands for itself in a segment (RFC 3986
+// 3.3: pchar), but for the semicolon.
+func isPathCharacter(c byte) bool {
+	return isAlphanumeric(c) || strings.IndexByte("-._~!$&'()*+,=:@", c) >= 0
+}
+
+func isAlphanumeric(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
 }
 
 func isHex(c byte) bool {

@@ -112,34 +112,33 @@ func (n *node) add(f field) *field {
 	return nil
 }
 
-// tree reads a file of YAML or JSON into a tree, once. It returns nil when it
-// cannot; then it has reported why, at from if the file itself is missing.
-func (l *loader) tree(name string, unreadable func(error)) *node {
-	if n, ok := l.docs[name]; ok {
-		return n
+// tree reads a file of YAML or JSON into a tree, once. An error says that the
+// file cannot be read at all; what is wrong in it is reported, and the tree nil.
+func (l *loader) tree(name string) (*node, error) {
+	doc, ok := l.docs[name]
+	if !ok {
+		var src []byte
+		if src, doc.err = l.read(name, maxFile); doc.err == nil {
+			doc.root = l.parse(name, src)
+		}
+		l.docs[name] = doc
 	}
-	l.docs[name] = nil
-	src, err := l.read(name, maxFile)
-	if err != nil {
-		unreadable(err)
-		return nil
-	}
+	return doc.root, doc.err
+}
+
+func (l *loader) parse(name string, src []byte) *node {
 	doc := &document{file: name}
 	src = bytes.TrimPrefix(src, []byte("\ufeff"))
 	if !utf8.Valid(src) {
 		at := cursor{src: src, line: 1, col: 1}
 		at.to(invalidAt(src))
-		l.report.errorf(at.pos(doc), 1, "E0202", "save the file as UTF-8", "contract %q is not UTF-8", name)
+		l.report.errorf(at.pos(doc), 1, "E0202", "save the file as UTF-8", "contract %s is not UTF-8", quote(name))
 		return nil
 	}
-	var root *node
 	if strings.EqualFold(path.Ext(name), ".json") {
-		root = readJSON(l.report, doc, src)
-	} else {
-		root = readYAML(l.report, doc, src)
+		return readJSON(l.report, doc, src)
 	}
-	l.docs[name] = root
-	return root
+	return readYAML(l.report, doc, src)
 }
 
 // invalidAt is the offset of the first byte that is not UTF-8.

@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"bytes"
 	"errors"
 	"strings"
 
@@ -29,6 +30,10 @@ type anchored struct {
 
 // readYAML reads one YAML document, or reports why not and returns nil.
 func readYAML(r *report, doc *document, src []byte) *node {
+	if manyMarks(src) {
+		r.errorf(merlon.Pos{File: doc.file, Line: 1, Column: 1}, 0, "E0204", "write it as JSON, or split it", "the contract has too many values for YAML")
+		return nil
+	}
 	var top yaml.Node
 	if err := yaml.Load(src, &top); err != nil {
 		pos, message := merlon.Pos{File: doc.file}, err.Error()
@@ -52,6 +57,17 @@ func readYAML(r *report, doc *document, src []byte) *node {
 		return n
 	}
 	return &node{doc: doc, line: 1, col: 1, text: "null"} // an empty file
+}
+
+// manyMarks reports whether src may hold more values than are read. It counts
+// the marks of which every value needs one, because the YAML parser would need
+// two hundred times the memory before anyone could count values.
+func manyMarks(src []byte) bool {
+	marks := 0
+	for _, mark := range []string{"\n", "\r", ",", ":", "[", "{", "- ", "? "} {
+		marks += bytes.Count(src, []byte(mark))
+	}
+	return marks > maxMarks
 }
 
 // value converts a node. It returns the height of the tree: a scalar has 1.

@@ -54,8 +54,10 @@ type serviceDef struct {
 	inline   []operationDef
 	rules    []*ruleDef
 	user     *word
-	operated *word // the key operations
-	unsure   bool  // some operation could not be read
+	operated *word           // the key operations
+	unsure   bool            // some operation could not be read
+	all      []string        // the names of all operations
+	index    map[string]bool // the same
 }
 
 type operationDef struct{ name, value word }
@@ -63,6 +65,7 @@ type operationDef struct{ name, value word }
 type ruleDef struct {
 	merlon.Rule
 	caller word
+	width  int // of what stands at Pos
 	ops    []word
 	per    *word
 }
@@ -94,6 +97,7 @@ func (e *estate) read(s *source, lang *shape) {
 	}
 	d := &decoder{&checker{source: s, report: e.report, bad: map[*yaml.Node]bool{}}, e}
 	if s.root.Kind != yaml.MappingNode {
+		e.incomplete = true
 		d.fail(s.root, codeKind, "an intent starts with keys such as services:", "the file expects a mapping, not %s", kindName(s.root))
 		return
 	}
@@ -102,7 +106,7 @@ func (e *estate) read(s *source, lang *shape) {
 	for i := range top.object {
 		top.object[i].required = false // of the whole, not of each file
 	}
-	d.check(s.root, &top, "an intent")
+	d.check(s.root, &top, "an intent", d.word(s.root))
 	for i := 0; i+1 < len(s.root.Content); i += 2 {
 		d.doubt(s.root.Content[i].Value, s.root.Content[i+1])
 	}
@@ -363,15 +367,15 @@ func (d *decoder) readRun(f field) *merlon.Run {
 
 // readCaller reads one caller of a service: one sentence, or several.
 func (d *decoder) readCaller(s *serviceDef, f field) {
-	one := func(n *yaml.Node, pos merlon.Pos) {
-		r := &ruleDef{caller: d.word(f.key)}
-		r.Caller, r.Pos = f.key.Value, pos
+	one := func(n *yaml.Node, at word) {
+		r := &ruleDef{caller: d.word(f.key), width: at.width}
+		r.Caller, r.Pos = f.key.Value, at.pos
 		d.readSentence(r, n)
 		s.rules = append(s.rules, r)
 	}
 	n := f.value
 	if n.Kind != yaml.SequenceNode {
-		one(n, d.word(f.key).pos)
+		one(n, d.word(f.key))
 		return
 	}
 	var mappings, scalars []*yaml.Node
@@ -390,10 +394,10 @@ func (d *decoder) readCaller(s *serviceDef, f field) {
 		return
 	}
 	if len(mappings) == 0 {
-		one(n, d.word(f.key).pos)
+		one(n, d.word(f.key))
 	}
 	for _, m := range mappings {
-		one(m, d.word(m).pos)
+		one(m, d.word(m))
 	}
 }
 

@@ -10,8 +10,10 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// maxLine is how long a line with brackets may get before it is broken.
+// maxLine is how long a line with brackets may get before it is errChanges.
 const maxLine = 100
+
+var errChanges = errors.New("the file cannot be formatted without changing it")
 
 // Format lays out an intent file in the one canonical way: keys in the order
 // of the language, two spaces for each level, at most one blank line, comments
@@ -31,7 +33,7 @@ func Format(src []byte) ([]byte, error) {
 		return f.onlyComments(), nil
 	}
 	if s.root.Kind == yaml.ScalarNode {
-		return nil, errors.New("an intent starts with keys such as services:")
+		return nil, errors.New("an intent starts with keys, such as \"services:\"")
 	}
 	f.root = f.build(s.root, nil)
 	f.attach()
@@ -81,8 +83,8 @@ type formatter struct {
 	order  []*item // as they stand in the file
 
 	brackets, inside []*group // flow groups that are to come, and that are open
-	header []string
-	out    strings.Builder
+	header           []string
+	out              strings.Builder
 }
 
 func (f *formatter) build(n *yaml.Node, of *item) *group {
@@ -518,22 +520,35 @@ func (f *formatter) value(n *yaml.Node, level int) (string, []string) {
 	if first == 0 || strings.Trim(mark, "|>-") != "" { // empty, or with an indentation or an end of its own
 		return quote(n.Value), nil
 	}
+	if !strings.HasSuffix(n.Value, "\n") && len(mark) == 1 {
+		mark += "-" // the file ended without a line end
+	}
 	c := &scanner{lines: lines}
 	var out []string
 	for line := n.Line + 1; line < c.blockEnd(n.Line); line++ {
 		text := lines[line-1]
 		out = append(out, string(text[min(margin, len(text)):]))
 	}
+	if !reads(mark, out, n.Value) { // such as spaces alone in the last line
+		return quote(n.Value), nil
+	}
 	return mark, out
+}
+
+// reads says whether a block of lines has the value.
+func reads(mark string, lines []string, value string) bool {
+	var v struct{ X string }
+	err := yaml.Load([]byte("x: "+mark+"\n  "+strings.Join(lines, "\n  ")+"\n"), &v)
+	return err == nil && v.X == value
 }
 
 // scalar prints a scalar in one line, as it is written when it is in one line.
 func (f *formatter) scalar(n *yaml.Node) string {
 	switch {
-	case n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0:
+	case n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0, strings.Contains(n.Value, "\n") && n.Style == 0:
 		return quote(n.Value)
 	case n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0:
-		text := []rune(f.source.lines[n.Line-1])
+		text := f.source.runesOf(n.Line)
 		c := &scanner{lines: [][]rune{text}}
 		if _, end := c.quoteEnd(1, n.Column-1); end > 0 {
 			return string(text[n.Column-1 : end])
@@ -581,14 +596,13 @@ func (f *formatter) onlyComments() []byte {
 
 // verify reads what was printed and compares it with what was read.
 func (f *formatter) verify(out []byte) error {
-	broken := errors.New("the file cannot be formatted without changing it")
 	r := &reporter{}
 	again, ok := readSource("", out, r)
 	if !ok || again.root == nil {
-		return fmt.Errorf("%w: %v", broken, r.sorted())
+		return fmt.Errorf("%w: %v", errChanges, r.sorted())
 	}
 	if !sameTree(f.source.root, again.root) {
-		return broken
+		return errChanges
 	}
 	texts := func(l layout) []string {
 		var out []string
@@ -601,7 +615,7 @@ func (f *formatter) verify(out []byte) error {
 		return out
 	}
 	if !slices.Equal(texts(f.layout), texts(scan(again))) {
-		return fmt.Errorf("%w: it would lose a comment", broken)
+		return fmt.Errorf("%w: it would lose a comment", errChanges)
 	}
 	return nil
 }

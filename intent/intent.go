@@ -21,6 +21,7 @@ package intent
 
 import (
 	"io/fs"
+	"slices"
 
 	"merlon"
 )
@@ -41,7 +42,9 @@ func Load(fsys fs.FS) (*Loaded, merlon.Diagnostics) {
 	e := &estate{report: &reporter{}, named: map[string]merlon.Pos{}, dubious: map[string]bool{}}
 	rec := &recorder{fsys: fsys, files: map[string][]byte{}}
 	lang := language()
-	for _, name := range find(fsys, e.report) {
+	names := find(fsys, e.report)
+	e.domainSeen = !slices.Contains(names, rootFile) // that is the one thing to say, then
+	for _, name := range names {
 		text, err := rec.ReadFile(name)
 		if err != nil {
 			e.incomplete = true
@@ -55,9 +58,7 @@ func Load(fsys fs.FS) (*Loaded, merlon.Diagnostics) {
 		}
 		e.read(s, lang)
 	}
-	if !e.failed() || len(rec.files) > 0 {
-		e.resolve(rec)
-	}
+	e.resolve(rec)
 	ds := e.report.sorted()
 	if ds.Failed() {
 		return nil, ds

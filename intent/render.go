@@ -56,7 +56,7 @@ type renderer struct {
 }
 
 func (r *renderer) paint(style, s string) string {
-	if !r.color {
+	if !r.color || s == "" {
 		return s
 	}
 	return style + s + plain
@@ -65,12 +65,15 @@ func (r *renderer) paint(style, s string) string {
 func (r *renderer) one(d merlon.Diagnostic) {
 	mark, kind := red, ""
 	if d.Warning {
-		mark, kind = yellow, "warning: "
+		mark, kind = yellow, "warning:"
 	}
 	if !d.Pos.IsZero() {
 		r.out.WriteString(r.paint(bold, visible(d.Pos.String())+":") + " ")
 	}
-	fmt.Fprintf(&r.out, "%s%s %s\n", r.paint(mark, kind), r.paint(bold, visible(d.Message)), r.paint(dim, "["+d.Code+"]"))
+	if kind != "" {
+		r.out.WriteString(r.paint(mark, kind) + " ")
+	}
+	fmt.Fprintf(&r.out, "%s %s\n", r.paint(bold, visible(d.Message)), r.paint(dim, "["+d.Code+"]"))
 	if line, ok := r.line(d.Pos); ok {
 		number := strconv.Itoa(d.Pos.Line)
 		text, before, under := window(line, d.Pos.Column, d.Width)

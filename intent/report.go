@@ -12,8 +12,8 @@ import (
 
 // Bounds on what one Load says.
 const (
-	maxDiagnostics = 100  // shown
-	maxCollected   = 2000 // kept before sorting
+	maxDiagnostics = 100 // shown
+	maxCollected   = 500 // kept before sorting
 )
 
 // word is a text and the place where it stands.
@@ -42,7 +42,7 @@ func (r *reporter) at(w word, code, hint, format string, args ...any) {
 }
 
 func (r *reporter) add(w word, code, hint string, also []merlon.Pos, format string, args ...any) {
-	if len(r.ds) >= maxCollected {
+	if r.full() {
 		return
 	}
 	r.ds = append(r.ds, merlon.Diagnostic{
@@ -50,6 +50,9 @@ func (r *reporter) add(w word, code, hint string, also []merlon.Pos, format stri
 		Message: fmt.Sprintf(format, args...), Hint: hint, Also: also,
 	})
 }
+
+// full says that more would not be kept, so that nobody searches for hints.
+func (r *reporter) full() bool { return len(r.ds) >= maxCollected }
 
 // problem reports p at w.
 func (r *reporter) problem(w word, p *problem) { r.at(w, p.code, p.hint, "%s", p.message) }
@@ -131,7 +134,7 @@ func nearest(s string, words []string) string {
 		if strings.EqualFold(s, w) {
 			return w
 		}
-		most := min(bestDistance-1, max(1, len(w)/3))
+		most := min(bestDistance-1, max(1, max(len(s), len(w))/3))
 		if abs(len(s)-len(w)) > most {
 			continue
 		}

@@ -25,7 +25,7 @@ func (e *estate) resolve(rec *recorder) {
 	slices.SortStableFunc(e.services, func(a, b *serviceDef) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortStableFunc(e.logins, func(a, b *loginDef) int { return strings.Compare(a.Name, b.Name) })
 	if !e.domainSeen && !e.incomplete {
-		e.report.at(word{pos: merlon.Pos{File: rootFile, Line: 1, Column: 1}}, codeMissingKey,
+		e.report.at(word{pos: merlon.Pos{File: rootFile, Line: 1, Column: 1}, width: 1}, codeMissingKey,
 			"write trustDomain: shop.example, with a name of your own", "the intent needs the key %q", "trustDomain")
 	}
 	e.resolveLogins(rec)
@@ -80,12 +80,11 @@ func (e *estate) service(name string) *serviceDef {
 }
 
 func (e *estate) login(name string) *loginDef {
-	for _, l := range e.logins {
-		if l.Name == name {
-			return l
-		}
+	i, ok := slices.BinarySearchFunc(e.logins, name, func(l *loginDef, n string) int { return strings.Compare(l.Name, n) })
+	if !ok {
+		return nil
 	}
-	return nil
+	return e.logins[i]
 }
 
 // unsure says whether a name that is not defined may be defined after all,
@@ -170,7 +169,11 @@ func (e *estate) resolveOperations(s *serviceDef, rec *recorder) {
 	for _, d := range s.inline {
 		o, err := contract.ParseInline(d.value.text)
 		if err != nil {
-			e.report.at(d.value, codeOperation, "write METHOD /path, such as GET /orders/{id}", "%v", err)
+			message, hint, _ := strings.Cut(err.Error(), "; ")
+			if hint == "" {
+				hint = "write METHOD /path, such as GET /orders/{id}"
+			}
+			e.report.at(d.value, codeOperation, hint, "%s", message)
 			s.unsure = true
 			continue
 		}
@@ -182,6 +185,14 @@ func (e *estate) resolveOperations(s *serviceDef, rec *recorder) {
 		at[d.name.text] = d.name.pos
 		o.Name, o.Pos = d.name.text, d.name.pos
 		s.Operations = append(s.Operations, o)
+	}
+	if s.contract != nil && len(s.inline) > 0 || len(s.inline) > 1 {
+		routes := make([]contract.Route, len(s.Operations))
+		for i, o := range s.Operations {
+			routes[i] = contract.Route{Method: o.Method, Path: o.Path, Pos: o.Pos, Name: o.Name}
+		}
+		_, ds := contract.NewRouter(routes)
+		e.report.ds = append(e.report.ds, ds...)
 	}
 	if s.External && s.contract == nil && s.operated == nil {
 		s.Operations = []merlon.Operation{
@@ -280,14 +291,8 @@ func (e *estate) resolveUnique() {
 
 // resolveRules resolves who may call s, and what.
 func (e *estate) resolveRules(s *serviceDef) {
-	byCaller := map[string]map[string]*ruleDef{} // caller, operation
 	for _, r := range s.rules {
 		e.resolveCaller(s, r)
-		operations := byCaller[r.Caller]
-		if operations == nil {
-			operations = map[string]*ruleDef{}
-			byCaller[r.Caller] = operations
-		}
 		if r.All {
 			e.resolveAll(s, r)
 		}
@@ -297,24 +302,45 @@ func (e *estate) resolveRules(s *serviceDef) {
 					"tcp service %s has no operations", s.Name)
 				break
 			}
-			if e.operation(s, w) && !slices.Contains(r.Operations, w.text) {
+			if e.operation(s, w) {
 				r.Operations = append(r.Operations, w.text)
 			}
 		}
-		for _, name := range r.Operations {
-			if first := operations[name]; first != nil {
-				e.report.add(word{pos: r.Pos, width: 1}, codeOverlap, "exactly one sentence decides a call: join the two, or divide the operations",
-					[]merlon.Pos{first.Pos}, "two sentences are about caller %q and operation %q", r.Caller, name)
-				break
-			}
-			operations[name] = r
+	}
+	for i := 0; i < len(s.rules); {
+		n := 1 // sentences about one caller stand together
+		for i+n < len(s.rules) && s.rules[i+n].Caller == s.rules[i].Caller {
+			n++
 		}
-		if s.Protocol == merlon.TCP && r.All {
-			if first := operations["*"]; first != nil {
-				e.report.add(word{pos: r.Pos, width: 1}, codeOverlap, "exactly one sentence decides a call: join the two", []merlon.Pos{first.Pos},
-					"two sentences are about caller %q", r.Caller)
+		if n > 1 {
+			e.resolveOverlap(s, s.rules[i:i+n])
+		}
+		i += n
+	}
+}
+
+// resolveOverlap finds an operation about which two sentences of one caller
+// speak. A tcp service has none: there, two sentences are one too many.
+func (e *estate) resolveOverlap(s *serviceDef, rules []*ruleDef) {
+	taken := map[string]*ruleDef{}
+	for _, r := range rules {
+		names := r.Operations
+		if s.Protocol == merlon.TCP {
+			names = []string{""}
+		}
+		for _, name := range names {
+			first := taken[name]
+			if first == nil {
+				taken[name] = r
+				continue
 			}
-			operations["*"] = r
+			about := fmt.Sprintf("caller %q and operation %q", r.Caller, name)
+			if name == "" {
+				about = fmt.Sprintf("caller %q", r.Caller)
+			}
+			e.report.add(word{pos: r.Pos, width: r.width}, codeOverlap, "exactly one sentence decides a call: join the two, or divide the operations",
+				[]merlon.Pos{first.Pos}, "two sentences are about %s", about)
+			break
 		}
 	}
 }
@@ -322,9 +348,12 @@ func (e *estate) resolveRules(s *serviceDef) {
 // resolveAll gives "all" its meaning of today, so that a reader of the intent
 // sees it.
 func (e *estate) resolveAll(s *serviceDef, r *ruleDef) {
-	for _, o := range s.Operations {
-		r.Operations = append(r.Operations, o.Name)
+	if s.all == nil {
+		for _, o := range s.Operations {
+			s.all = append(s.all, o.Name)
+		}
 	}
+	r.Operations = slices.Clip(s.all) // shared: one contract may have thousands, and many callers
 	if len(s.Operations) == 0 && s.Protocol != merlon.TCP && !s.unsure {
 		e.report.add(r.caller, codeNothing, "write a contract or operations, or protocol: tcp", []merlon.Pos{s.Pos},
 			"service %s offers no operation that %q could call", s.Name, r.Caller)
@@ -334,10 +363,16 @@ func (e *estate) resolveAll(s *serviceDef, r *ruleDef) {
 // operation says whether s has the operation that w names, and reports it when
 // not.
 func (e *estate) operation(s *serviceDef, w word) bool {
-	if s.Operation(w.text) != nil {
+	if s.index == nil {
+		s.index = make(map[string]bool, len(s.Operations))
+		for _, o := range s.Operations {
+			s.index[o.Name] = true
+		}
+	}
+	if s.index[w.text] {
 		return true
 	}
-	if s.unsure {
+	if s.unsure || e.report.full() {
 		return false
 	}
 	defined := make(map[string]merlon.Pos, len(s.Operations))
@@ -387,6 +422,9 @@ func (e *estate) resolveCaller(s *serviceDef, r *ruleDef) {
 }
 
 func (e *estate) callerHint(name string) string {
+	if e.report.full() {
+		return ""
+	}
 	defined := map[string]merlon.Pos{merlon.AnyCaller: {}}
 	for n, p := range e.named {
 		if s := e.service(n); s == nil || !s.External {
@@ -406,7 +444,7 @@ func (e *estate) callerHint(name string) string {
 // callee finds the service that a guardrail or a test names.
 func (e *estate) callee(w word) *serviceDef {
 	s := e.service(w.text)
-	if s == nil && !e.unsure(w.text) {
+	if s == nil && !e.unsure(w.text) && !e.report.full() {
 		defined := map[string]merlon.Pos{}
 		for _, s := range e.services {
 			defined[s.Name] = s.Pos

@@ -41,8 +41,8 @@ func (s *shape) schema() object {
 	}
 	if s.dict != nil {
 		o := object{"type": "object", "additionalProperties": s.dict.schema()}
-		if s.names.pattern != nil {
-			o["propertyNames"] = object{"pattern": s.names.pattern.String()}
+		if s.names.pattern != "" {
+			o["propertyNames"] = object{"pattern": s.names.pattern}
 		}
 		if !s.empty {
 			o["minProperties"] = 1
@@ -105,12 +105,12 @@ func (t *text) schema() object {
 		return object{"type": "integer", "minimum": 1, "maximum": maxCount}
 	case t.number:
 		o := object{"type": []any{"string", "number", "boolean"}}
-		if t.pattern != nil {
-			o["pattern"] = t.pattern.String()
+		if t.pattern != "" {
+			o["pattern"] = t.pattern
 		}
 		return o
-	case t.pattern != nil:
-		return object{"type": "string", "pattern": t.pattern.String()}
+	case t.pattern != "":
+		return object{"type": "string", "pattern": t.pattern}
 	}
 	return object{"type": "string"}
 }

@@ -37,12 +37,13 @@ type key struct {
 
 // text says what a scalar may be.
 type text struct {
-	what    string         // completes "expects ..."
-	enum    []string       // these words only
-	pattern *regexp.Regexp // the form, whole
+	what    string   // completes "expects ..."
+	enum    []string // these words only
+	pattern string   // the form, for the schema; and for Load when there is no check
 	check   func(string) *problem
-	code    string // of a failure; codeValue when empty
-	number  bool   // YAML may take it for a number or a boolean
+	hint    func(string) string // what to do about a word that is not in enum
+	code    string              // of a failure; codeValue when empty
+	number  bool                // YAML may take it for a number or a boolean
 	integer bool
 }
 
@@ -60,6 +61,8 @@ func (t *text) problemOf(s string) *problem {
 		code = codeValue
 	}
 	switch {
+	case strings.TrimSpace(s) == "" && t.enum == nil && !t.number:
+		return &problem{code, "the text is empty", "write " + t.what + ", or leave the key out"}
 	case t.enum != nil:
 		for _, word := range t.enum {
 			if s == word {
@@ -67,19 +70,17 @@ func (t *text) problemOf(s string) *problem {
 			}
 		}
 		hint := "expects " + t.what
-		if near := nearest(s, t.enum); near != "" {
+		if near := nearest(s, t.enum); near != "" && !t.number {
 			hint = fmt.Sprintf("did you mean %q?", near)
 		}
-		return &problem{code, fmt.Sprintf("%q is not %s", clip(s), t.what), hint}
-	case t.pattern != nil && !t.pattern.MatchString(s):
-		if t.check != nil { // it may know better what is wrong
-			if p := t.check(s); p != nil {
-				return p
-			}
+		if t.hint != nil {
+			hint = t.hint(s)
 		}
-		return &problem{code, fmt.Sprintf("%q is not %s", clip(s), t.what), ""}
+		return &problem{code, fmt.Sprintf("%q is not %s", clip(s), t.what), hint}
 	case t.check != nil:
 		return t.check(s)
+	case t.pattern != "" && !regexp.MustCompile(t.pattern).MatchString(s):
+		return &problem{code, fmt.Sprintf("%q is not %s", clip(s), t.what), ""}
 	}
 	return nil
 }
@@ -98,9 +99,9 @@ func (c *checker) fail(n *yaml.Node, code, hint, format string, args ...any) {
 	c.report.at(c.word(n), code, hint, format, args...)
 }
 
-// check holds n against s; what names n for messages, such as "gateway" or
-// `service "web"`.
-func (c *checker) check(n *yaml.Node, s *shape, what string) {
+// check holds n against s; what names n for messages, and at is where that
+// name stands.
+func (c *checker) check(n *yaml.Node, s *shape, what string, at word) {
 	if s.any {
 		c.checkAny(n)
 		return
@@ -113,7 +114,7 @@ func (c *checker) check(n *yaml.Node, s *shape, what string) {
 			c.fail(n, p.code, p.hint, "%s", p.message)
 		}
 	case n.Kind == yaml.MappingNode && s.object != nil:
-		c.checkObject(n, s.object, what)
+		c.checkObject(n, s.object, what, at)
 	case n.Kind == yaml.MappingNode && s.dict != nil:
 		c.checkDict(n, s, what)
 	case n.Kind == yaml.SequenceNode && s.list != nil:
@@ -121,25 +122,27 @@ func (c *checker) check(n *yaml.Node, s *shape, what string) {
 			c.fail(n, codeKind, "write "+s.expects()+", or leave the key out", "%s is empty", what)
 		}
 		for _, item := range n.Content {
-			c.check(item, s.list, "an item of "+what)
+			c.check(item, s.list, "an item of "+what, c.word(item))
 		}
 	default:
 		hint := ""
 		if isUnquotedBrace(n) && s.text != nil {
 			hint = fmt.Sprintf("quote it: \"{%s}\"", n.Content[0].Value)
+		} else if s.dict != nil && n.Kind == yaml.SequenceNode {
+			hint = "write each name as a key, without a dash"
 		}
 		c.fail(n, codeKind, hint, "%s expects %s, not %s", what, s.expects(), kindName(n))
 	}
 }
 
-func (c *checker) checkObject(n *yaml.Node, keys []key, what string) {
+func (c *checker) checkObject(n *yaml.Node, keys []key, what string, at word) {
 	byName := make(map[string]*key, len(keys))
 	names := make([]string, len(keys))
 	for i := range keys {
 		names[i] = keys[i].name
 		byName[keys[i].name] = &keys[i]
 	}
-	seen := make(map[string]*yaml.Node, len(keys))
+	seen, meant := make(map[string]*yaml.Node, len(keys)), map[string]bool{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := n.Content[i], n.Content[i+1]
 		if !c.checkKey(k, v, seen) {
@@ -150,17 +153,18 @@ func (c *checker) checkObject(n *yaml.Node, keys []key, what string) {
 			c.bad[v] = true
 			hint := "the keys here are " + strings.Join(names, ", ")
 			if near := nearest(k.Value, names); near != "" {
+				meant[near] = true
 				hint = fmt.Sprintf("did you mean %q?", near)
 			}
 			c.fail(k, codeUnknownKey, hint, "%s has no key %q", what, clip(k.Value))
 			continue
 		}
-		c.check(v, known.shape, known.name)
+		c.check(v, known.shape, known.name, c.word(k))
 	}
 	for i := range keys {
-		if keys[i].required && seen[keys[i].name] == nil {
+		if keys[i].required && seen[keys[i].name] == nil && !meant[keys[i].name] {
 			hint := "write " + keys[i].name + ": " + keys[i].shape.expects()
-			c.report.at(c.word(n), codeMissingKey, hint, "%s needs the key %q", what, keys[i].name)
+			c.report.at(at, codeMissingKey, hint, "%s needs the key %q", what, keys[i].name)
 		}
 	}
 }
@@ -178,7 +182,7 @@ func (c *checker) checkDict(n *yaml.Node, s *shape, what string) {
 		if p := s.names.problemOf(k.Value); p != nil {
 			c.fail(k, p.code, p.hint, "%s", p.message)
 		}
-		c.check(v, s.dict, fmt.Sprintf("%q", clip(k.Value)))
+		c.check(v, s.dict, fmt.Sprintf("%q", clip(k.Value)), c.word(k))
 	}
 }
 

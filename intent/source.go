@@ -2,7 +2,6 @@ package intent
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -23,6 +22,20 @@ type source struct {
 	text  []byte
 	lines []string
 	root  *yaml.Node // a mapping; nil when the file says nothing
+
+	cached int // the line of runes: nodes come line by line
+	runes  []rune
+}
+
+// runesOf is a line as characters, without its end.
+func (s *source) runesOf(line int) []rune {
+	if line < 1 || line > len(s.lines) {
+		return nil
+	}
+	if s.cached != line {
+		s.cached, s.runes = line, []rune(strings.TrimSuffix(s.lines[line-1], "\r"))
+	}
+	return s.runes
 }
 
 // readSource parses a file into nodes, or reports why it cannot.
@@ -115,24 +128,28 @@ func (s *source) syntax(err error, r *reporter) {
 		r.add(w, codeFeature, "write the value out", nil, "an alias")
 		return
 	case strings.Contains(message, "exceeded max depth"):
-		w.width = 0
 		message = "nested too deep"
 	case strings.Contains(one.ContextMsg, "flow mapping"), strings.Contains(one.ContextMsg, "flow sequence"):
 		hint = "inside { } and [ ], quote text that has one of { } [ ] , : in it"
-		if strings.Contains(one.ContextMsg, "flow sequence") && s.isBlankFrom(one.Mark.Line) {
-			hint = "close the list with ]"
-		} else if s.isBlankFrom(one.Mark.Line) {
-			hint = "close the mapping with }"
+		if s.isBlankFrom(one.Mark.Line) {
+			message, hint = "a list is not closed", "close it with ]"
+			if strings.Contains(one.ContextMsg, "flow mapping") {
+				message, hint = "a mapping is not closed", "close it with }"
+			}
+			w.pos.Line, w.pos.Column, also = one.ContextMark.Line, one.ContextMark.Column, nil
 		}
 	case strings.Contains(message, "mapping values are not allowed"):
 		message = "a colon where no key can be"
 		hint = "check the indentation, and quote text that has \": \" in it"
+	case strings.Contains(message, "comment without preceding"):
+		message, hint = "a comment directly behind a text", "write a space before #"
 	case strings.Contains(message, "cannot start any token"):
+		message = "no text starts with this character"
 		hint = "quote text that starts with one of @ ` %"
 	case strings.Contains(message, "did not find expected key"), strings.Contains(message, "did not find expected '-'"):
 		hint = "check the indentation of this line and the one before"
 	case strings.Contains(one.ContextMsg, "quoted scalar"):
-		message = "a quote is not closed"
+		message, hint = "a quote is not closed", "close it, and quote text that has a quote in it with the other kind"
 		w.pos.Line, w.pos.Column = one.ContextMark.Line, one.ContextMark.Column
 		also = nil
 	}
@@ -160,7 +177,7 @@ func (s *source) features(n *yaml.Node, depth int, r *reporter) bool {
 	case n.Anchor != "":
 		w.width = 1 + utf8.RuneCountInString(n.Anchor)
 		r.at(s.near(w, "&"+n.Anchor), codeFeature, "remove it, and write each value out", "an anchor")
-	case n.Style&yaml.TaggedStyle != 0:
+	case n.Style&yaml.TaggedStyle != 0, s.at(n) == '!': // a lone ! is a tag too
 		r.at(s.near(w, "!"), codeFeature, "remove it", "a tag")
 	case n.Tag == "!!merge":
 		w.width = len(n.Value)
@@ -187,13 +204,24 @@ func (s *source) plainKey(k *yaml.Node, r *reporter) bool {
 		r.at(w, codeFeature, "a key is one word", "a key is %s", kindName(k))
 		return false
 	}
-	before := []rune(s.lines[k.Line-1])
-	before = before[:min(k.Column-1, len(before))]
-	if strings.HasSuffix(strings.TrimRight(string(before), " "), "?") || k.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
+	line := s.runesOf(k.Line)
+	i := min(k.Column-1, len(line)) - 1
+	for i > 0 && line[i] == ' ' {
+		i--
+	}
+	if i >= 0 && line[i] == '?' || k.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
 		r.at(w, codeFeature, "write key: value", "a key behind a question mark")
 		return false
 	}
 	return true
+}
+
+// at is the character where n stands.
+func (s *source) at(n *yaml.Node) rune {
+	if line := s.runesOf(n.Line); n.Column >= 1 && n.Column <= len(line) {
+		return line[n.Column-1]
+	}
+	return 0
 }
 
 // near moves w to where text stands on its line, at or before w: YAML places
@@ -246,10 +274,7 @@ func (s *source) word(n *yaml.Node) word {
 // quoted is the number of characters between the quotes of n, up to the end of
 // its first line.
 func (s *source) quoted(n *yaml.Node) int {
-	if n.Line < 1 || n.Line > len(s.lines) {
-		return 1
-	}
-	line := []rune(strings.TrimSuffix(s.lines[n.Line-1], "\r"))
+	line := s.runesOf(n.Line)
 	quote := '\''
 	if n.Style&yaml.DoubleQuotedStyle != 0 {
 		quote = '"'
@@ -270,6 +295,3 @@ func (s *source) quoted(n *yaml.Node) int {
 	}
 	return min(i, len(line)) - n.Column
 }
-
-// String helps in tests.
-func (w word) String() string { return fmt.Sprintf("%v+%d %q", w.pos, w.width, w.text) }

@@ -1,7 +1,6 @@
 package intent
 
 import (
-	"regexp"
 	"strings"
 )
 
@@ -11,14 +10,14 @@ import (
 func language() *shape {
 	limit := limitShape()
 	operations := &shape{
-		dict:  &shape{text: &text{what: "METHOD /path", check: notEmpty}},
-		names: &text{what: "operation names", pattern: regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.\-]*$`), code: codeName, check: operationName},
+		dict:  &shape{text: &text{what: "METHOD /path", check: shortText}},
+		names: &text{what: "operation names", pattern: `^[A-Za-z_][A-Za-z0-9_.\-]*$`, code: codeName, check: operationName},
 	}
 	callers := callersShape(limit)
 	return &shape{object: []key{
 		{name: "trustDomain", required: true,
 			doc:     "The name of the estate in every identity: service `orders` is `spiffe://TRUSTDOMAIN/orders`. Stands in `merlon.yaml` only.",
-			shape:   &shape{text: &text{what: "a trust domain", check: trustDomain, code: codeTrustDomain, pattern: regexp.MustCompile(`^[a-z0-9._\-]{1,255}$`)}},
+			shape:   &shape{text: &text{what: "a trust domain", check: trustDomain, code: codeTrustDomain, pattern: `^[a-z0-9._\-]{1,255}$`}},
 			example: "trustDomain: shop.example\n"},
 		{name: "mode", shape: modeShape(), def: "enforce",
 			doc:     "`shadow` records what would be denied and lets it pass, in the whole estate. Guardrails are enforced nevertheless, and so is that a caller proves who it is. Stands in `merlon.yaml` only.",
@@ -42,7 +41,7 @@ func language() *shape {
 }
 
 func nameText(of string) *text {
-	return &text{what: of + " names", check: nameOf, code: codeName, pattern: regexp.MustCompile(`^[a-z]([a-z0-9\-]{0,61}[a-z0-9])?$`)}
+	return &text{what: of + " names", check: nameOf, code: codeName, pattern: `^[a-z]([a-z0-9\-]{0,61}[a-z0-9])?$`}
 }
 
 func modeShape() *shape {
@@ -50,7 +49,7 @@ func modeShape() *shape {
 }
 
 func hostShape(what string, check func(string) *problem) *shape {
-	t := &text{what: what, check: check, code: codeHost, pattern: regexp.MustCompile(`^(\[[0-9a-f:.]+\]|[a-z0-9\-.]+)$`)}
+	t := &text{what: what, check: check, code: codeHost, pattern: `^(\[[0-9a-f:.]+\]|[a-z0-9\-.]+)$`}
 	return &shape{list: &shape{text: t}}
 }
 
@@ -59,7 +58,7 @@ func argv() *shape {
 }
 
 func limitShape() *shape {
-	rate := &text{what: "a rate such as 100/s", pattern: regexp.MustCompile(`^[0-9]+/[smh]$`), check: func(s string) *problem {
+	rate := &text{what: "a rate such as 100/s", pattern: `^[0-9]+/[smh]$`, check: func(s string) *problem {
 		_, _, p := parseRate(s)
 		return p
 	}}
@@ -69,7 +68,7 @@ func limitShape() *shape {
 			example: inGateway("limit: {rate: 6000/m}")},
 		{name: "burst", def: "the count of `rate`",
 			doc: "How many at once, before `rate` holds.",
-			shape: &shape{text: &text{what: "a whole number", integer: true, pattern: regexp.MustCompile(`^[1-9][0-9]*$`), check: func(s string) *problem {
+			shape: &shape{text: &text{what: "a whole number", integer: true, pattern: `^[1-9][0-9]*$`, check: func(s string) *problem {
 				_, p := parseCount(s)
 				return p
 			}}},
@@ -94,10 +93,10 @@ func gatewayShape(limit *shape) *shape {
 			doc: "How the gateway proves its hosts: `self-signed` (made at the first start, for a first look), PEM files on the gateway's machine, or `none` (plain HTTP: TLS ends in front of the gateway). The files are not part of the intent.",
 			shape: &shape{text: &text{what: "self-signed, none or {cert, key}", enum: []string{"self-signed", "none"}}, object: []key{
 				{name: "cert", required: true, doc: "File of the certificate chain, leaf first.",
-					shape:   &shape{text: &text{what: "a file", check: notEmpty}},
+					shape:   &shape{text: &text{what: "a file", check: shortText}},
 					example: inGateway("certificate: {cert: /etc/merlon/shop.pem, key: /etc/merlon/shop.key}")},
 				{name: "key", required: true, doc: "File of its private key.",
-					shape:   &shape{text: &text{what: "a file", check: notEmpty}},
+					shape:   &shape{text: &text{what: "a file", check: shortText}},
 					example: inGateway("certificate:\n  cert: /etc/merlon/shop.pem\n  key: /etc/merlon/shop.key")},
 			}},
 			example: inGateway("certificate: none\nlisten: 127.0.0.1:8080")},
@@ -122,14 +121,14 @@ func gatewayShape(limit *shape) *shape {
 func loginKeys() []key {
 	return []key{
 		{name: "issuer", required: true, doc: "The `iss` of the tokens, exactly as it stands in them.",
-			shape: &shape{text: &text{what: "an issuer", check: notEmpty}}, example: inLogin("")},
+			shape: &shape{text: &text{what: "an issuer", check: shortText}}, example: inLogin("")},
 		{name: "audience", required: true, doc: "The `aud` that a token must have: a token made for somebody else is refused.",
-			shape: &shape{text: &text{what: "an audience", check: notEmpty}}, example: inLogin("")},
+			shape: &shape{text: &text{what: "an audience", check: shortText}}, example: inLogin("")},
 		{name: "keys", required: true, doc: "The JSON Web Key Set that proves the tokens: a file beside this one, or an https URL that is fetched and refreshed by the gateway.",
-			shape: &shape{text: &text{what: "a file or an https URL", check: notEmpty}}, example: inLogin("")},
+			shape: &shape{text: &text{what: "a file or an https URL", check: shortText}}, example: inLogin("")},
 		{name: "algorithms", def: "[RS256, ES256, EdDSA]",
 			doc:     "The signature algorithms that are accepted. `none` and the HMAC family are refused: who can check such a token can also make one.",
-			shape:   &shape{list: &shape{text: &text{what: "signature algorithms", check: algorithm, code: codeAlgorithm, pattern: regexp.MustCompile(`^((RS|PS|ES)(256|384|512)|EdDSA)$`)}}},
+			shape:   &shape{list: &shape{text: &text{what: "signature algorithms", check: algorithm, code: codeAlgorithm, pattern: `^((RS|PS|ES)(256|384|512)|EdDSA)$`}}},
 			example: inLogin("algorithms: [ES256]")},
 		{name: "allowLocal", def: "false",
 			doc:     "Lets the URL of `keys` be at a private address. Otherwise the gateway refuses it, so that nobody can make it fetch from inside.",
@@ -146,7 +145,7 @@ func serviceKeys(operations, callers *shape) []key {
 			example: inService("address: [10.0.1.5:8080, \"[fd00::5]:8080\", \"dns:orders.internal:7002\"]")},
 		{name: "contract",
 			doc:     "File that says what the service offers: OpenAPI 3.0 or 3.1 (`.yaml`, `.json`), protobuf (`.proto`) or a descriptor set (`.binpb`). Relative to the file in which it is named.",
-			shape:   &shape{text: &text{what: "a file", check: notEmpty}},
+			shape:   &shape{text: &text{what: "a file", check: shortText}},
 			example: inService("contract: orders/openapi.yaml")},
 		{name: "operations", shape: operations,
 			doc:     "Operations named here, for a service without a contract or beside it: `METHOD /path`, with `{name}` for one segment, `{name...}` at the end for all that follow, and `?a&b` for the query parameters that conditions may use.",
@@ -169,7 +168,7 @@ func serviceKeys(operations, callers *shape) []key {
 			example: inService("mode: shadow")},
 		{name: "timeout", def: "15s",
 			doc: "How long an answer may take to begin, from 1ms to 1h.",
-			shape: &shape{text: &text{what: "a duration such as 2s", pattern: regexp.MustCompile(`^([0-9]+(\.[0-9]+)?(us|ms|s|m|h))+$`), check: func(s string) *problem {
+			shape: &shape{text: &text{what: "a duration such as 2s", pattern: `^([0-9]+(\.[0-9]+)?(us|ms|s|m|h))+$`, check: func(s string) *problem {
 				_, p := parseTimeout(s)
 				return p
 			}}},
@@ -178,7 +177,7 @@ func serviceKeys(operations, callers *shape) []key {
 			doc: "When a failed call is tried again: only one that is safe to repeat, and only within the budget.",
 			shape: &shape{object: []key{{name: "budget", required: true,
 				doc: "How many calls of a hundred may be retries. `0%` for none.",
-				shape: &shape{text: &text{what: "a percentage such as 20%", pattern: regexp.MustCompile(`^(100|[0-9]{1,2})%$`), check: func(s string) *problem {
+				shape: &shape{text: &text{what: "a percentage such as 20%", pattern: `^(100|[0-9]{1,2})%$`, check: func(s string) *problem {
 					_, p := parsePercent(s)
 					return p
 				}}},
@@ -186,7 +185,7 @@ func serviceKeys(operations, callers *shape) []key {
 			example: inService("retries: {budget: 20%}")},
 		{name: "maxBody", def: "1MiB",
 			doc: "The largest request body, from 1B to 16GiB.",
-			shape: &shape{text: &text{what: "a size such as 1MiB", number: true, pattern: regexp.MustCompile(`^[0-9]+(B|KiB|MiB|GiB)?$`), check: func(s string) *problem {
+			shape: &shape{text: &text{what: "a size such as 1MiB", number: true, pattern: `^[0-9]+(B|KiB|MiB|GiB)?$`, check: func(s string) *problem {
 				_, p := parseSize(s)
 				return p
 			}}},
@@ -199,7 +198,7 @@ func serviceKeys(operations, callers *shape) []key {
 			doc: "How a running process is recognised as this service.",
 			shape: &shape{object: []key{{name: "unix", required: true, doc: "By what the kernel says about the process.",
 				shape: &shape{object: []key{{name: "user", required: true, doc: "The user that it runs as. One user is one service.",
-					shape:   &shape{text: &text{what: "a user name", pattern: regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_.\-]{0,31}$`), number: true}},
+					shape:   &shape{text: &text{what: "a user name", pattern: `^[a-zA-Z0-9_][a-zA-Z0-9_.\-]{0,31}$`, number: true}},
 					example: inService("workload: {unix: {user: orders}}")}}},
 				example: inService("workload: {unix: {user: orders}}")}}},
 			example: inService("workload: {unix: {user: orders}}")},
@@ -213,7 +212,7 @@ func runKeys() []key {
 	return []key{
 		{name: "dir", def: "the directory of the file in which it is named",
 			doc:   "Where the commands run, relative to the file in which it is named.",
-			shape: &shape{text: &text{what: "a directory", check: notEmpty}}, example: inService("run: {dir: orders, command: [./orders]}")},
+			shape: &shape{text: &text{what: "a directory", check: shortText}}, example: inService("run: {dir: orders, command: [./orders]}")},
 		{name: "build", shape: argv(),
 			doc:     "Command that builds it, as a list of arguments that no shell sees. `{bin}` is the place of the built program.",
 			example: inService("run:\n  build: [go, build, -o, \"{bin}\", ./orders]\n  command: [\"{bin}\"]")},
@@ -228,11 +227,14 @@ func runKeys() []key {
 }
 
 func callersShape(limit *shape) *shape {
-	ops := &text{what: "operations", check: notEmpty}
+	ops := &text{what: "operations", check: shortText}
+	all := &text{what: "all", enum: []string{"all"}, hint: func(s string) string {
+		return "write all for every operation, or a list: [" + clip(s) + "]"
+	}}
 	sentence := []key{
 		{name: "operations", required: true,
 			doc:     "What the caller may call: `all`, or a list of operations.",
-			shape:   &shape{text: &text{what: "all", enum: []string{"all"}}, list: &shape{text: ops}},
+			shape:   &shape{text: all, list: &shape{text: ops}},
 			example: callersExample("callers:\n  web: {operations: [getOrder, createOrder]}")},
 		{name: "when",
 			doc:     "A condition in CEL, checked against the contract before anything runs. It sees `claims`, `caller.name`, `caller.subject`, `caller.client`, `path.NAME`, `query.NAME`, `method`, `host` and `now`. A condition that fails to evaluate denies.",
@@ -246,10 +248,10 @@ func callersShape(limit *shape) *shape {
 			example: callersExample("callers:\n  web: {operations: all, limit: 50/s}")},
 	}
 	return &shape{
-		names: &text{what: "callers", check: label, code: codeName, pattern: nameText("caller").pattern},
+		names: &text{what: "callers", check: callerName, code: codeName, pattern: nameText("caller").pattern},
 		empty: true,
 		dict: &shape{
-			text:   &text{what: "all", enum: []string{"all"}},
+			text:   all,
 			object: sentence,
 			list:   &shape{text: ops, object: sentence},
 		},
@@ -288,10 +290,10 @@ func guardrailKeys() []key {
 			shape: &shape{text: &text{what: "a name", check: label, code: codeName, pattern: nameText("guardrail").pattern}}, example: inGuardrail("")},
 		{name: "deny", required: true,
 			doc:     "`CALLER -> CALLEE` or `CALLER -> CALLEE.OPERATION`. A caller is a service, a login, `anyone`, `zone:ZONE` or `*`; a callee is a service, `zone:ZONE` or `*`.",
-			shape:   &shape{text: &text{what: "calls such as anyone -> zone:pci", check: notEmpty}},
+			shape:   &shape{text: &text{what: "calls such as anyone -> zone:pci", check: shortText}},
 			example: inGuardrail("")},
 		{name: "because", doc: "Why, for whoever is denied by it.",
-			shape: &shape{text: &text{what: "text", check: notEmpty}}, example: inGuardrail("because: card data stays inside")},
+			shape: &shape{text: &text{what: "text", check: shortText}}, example: inGuardrail("because: card data stays inside")},
 	}
 }
 
@@ -299,12 +301,12 @@ func testKeys() []key {
 	return []key{
 		{name: "call", required: true,
 			doc:     "`CALLER -> SERVICE.OPERATION`, `CALLER -> SERVICE METHOD /path?query`, or `CALLER -> METHOD https://HOST/path` through the gateway.",
-			shape:   &shape{text: &text{what: "a call such as web -> orders.getOrder", check: notEmpty}},
+			shape:   &shape{text: &text{what: "a call such as web -> orders.getOrder", check: shortText}},
 			example: inTest("expect: allow")},
 		{name: "expect", required: true, doc: "What must become of it.",
 			shape: &shape{text: &text{what: "allow or deny", enum: []string{"allow", "deny"}}}, example: inTest("expect: allow")},
 		{name: "claims", doc: "The claims of the caller's token, when the caller is a login.",
-			shape:   &shape{dict: &shape{any: true}, names: &text{what: "claims", check: notEmpty}, empty: true},
+			shape:   &shape{dict: &shape{any: true}, names: &text{what: "claims", check: shortText}, empty: true},
 			example: callersExample("callers:\n  staff: {operations: all, when: 'claims.role == \"support\"'}") + "tests:\n  - call: staff -> orders.getOrder\n    claims: {role: support}\n    expect: allow\n"},
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,7 +26,6 @@ const (
 	maxCount     = 1_000_000_000
 	maxCondition = 4096 // bytes of CEL
 	maxTextBytes = 4096 // of anything that is quoted, shown or started
-	defaultMode  = merlon.Enforce
 )
 
 // reserved are the words that no service, login or external service may have
@@ -57,7 +55,20 @@ func label(s string) *problem {
 	if ok {
 		return nil
 	}
-	return &problem{codeName, fmt.Sprintf("%q is not a name", clip(s)), nameRule}
+	hint := nameRule
+	better := strings.Trim(strings.NewReplacer("_", "-", " ", "-", ".", "-").Replace(strings.ToLower(s)), "-")
+	if better != s && label(better) == nil {
+		hint = "write " + better + ": " + nameRule
+	}
+	return &problem{codeName, fmt.Sprintf("%q is not a name", clip(s)), hint}
+}
+
+// callerName checks the name of a caller, before anybody knows who that is.
+func callerName(s string) *problem {
+	if s == "*" {
+		return &problem{codeName, `"*" is not a caller`, "write anyone for everyone who comes through the gateway, and every service that may call by its name"}
+	}
+	return label(s)
 }
 
 func nameOf(s string) *problem {
@@ -400,7 +411,7 @@ func relative(file, p string) (string, *problem) {
 
 // envName checks the name of an environment variable.
 func envName() *text {
-	return &text{what: "the name of a variable", pattern: regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)}
+	return &text{what: "the name of a variable", pattern: `^[A-Za-z_][A-Za-z0-9_]*$`}
 }
 
 // shortText checks a text that is shown or passed on.
@@ -411,19 +422,8 @@ func shortText(s string) *problem {
 	return nil
 }
 
-// notEmpty is shortText for what must say something.
-func notEmpty(s string) *problem {
-	if strings.TrimSpace(s) == "" {
-		return &problem{codeValue, "the text is empty", ""}
-	}
-	return shortText(s)
-}
-
 // condition checks the size of a condition; package policy checks the rest.
 func condition(s string) *problem {
-	if strings.TrimSpace(s) == "" {
-		return &problem{codeCondition, "the condition is empty", "write a CEL expression, or leave the key out"}
-	}
 	if len(s) > maxCondition {
 		return &problem{codeCondition, fmt.Sprintf("the condition has %d bytes", len(s)), fmt.Sprintf("at most %d", maxCondition)}
 	}

@@ -50,6 +50,16 @@ func (k Kind) String() string {
 // MarshalText writes the kind's name.
 func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
+// UnmarshalText reads a kind's name.
+func (k *Kind) UnmarshalText(text []byte) error {
+	i := slices.Index(kinds[:], string(text))
+	if i < 0 {
+		return fmt.Errorf("%q is no kind of change; expect one of %s", text, strings.Join(kinds[:], ", "))
+	}
+	*k = Kind(i)
+	return nil
+}
+
 // Change is one difference between two policies.
 type Change struct {
 	Kind       Kind              `json:"kind"`

@@ -1,0 +1,166 @@
+package authority
+
+import (
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+const (
+	journalFile  = "issued.jsonl"
+	journalBytes = 16 << 20 // then a new file begins
+	journalKeep  = 4        // older files: issued.1.jsonl is the youngest
+)
+
+// journal is the list of everything that was about to be signed, one line of
+// JSON each, on disk before the signature exists. A certificate that is not in
+// it was forged, or signed by a stolen key. The reverse does not hold: after a
+// crash the last line may be of a certificate that was never made.
+//
+// It keeps the youngest 64 to 80 MiB, some 200,000 certificates.
+type journal struct {
+	dir  string
+	file *os.File // nil once closed
+	size int64
+	max  int64
+}
+
+// entry is one line.
+type entry struct {
+	Kind      string    `json:"kind"` // root, intermediate, svid or edge
+	Serial    string    `json:"serial"`
+	Names     []string  `json:"names"`
+	NotBefore time.Time `json:"notBefore"`
+	NotAfter  time.Time `json:"notAfter"`
+	Key       string    `json:"key"`              // SHA-256 of the public key (SPKI)
+	Issuer    string    `json:"issuer,omitempty"` // serial number of the signer; none when it signs itself
+}
+
+func openJournal(dir string) (*journal, error) {
+	j := &journal{dir: dir, max: journalBytes}
+	if err := j.open(); err != nil {
+		return nil, err
+	}
+	return j, nil
+}
+
+func (j *journal) path(n int) string {
+	if n == 0 {
+		return filepath.Join(j.dir, journalFile)
+	}
+	return filepath.Join(j.dir, fmt.Sprintf("issued.%d.jsonl", n))
+}
+
+// open opens the file to append to. A crash may have torn the last line: it is
+// ended, so that the next one stands alone.
+func (j *journal) open() error {
+	path := j.path(0)
+	if info, err := os.Lstat(path); err == nil {
+		if err := private(path, info, 0, 0o600); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil && size > 0 {
+		last := make([]byte, 1)
+		if _, err = f.ReadAt(last, size-1); err == nil && last[0] != '\n' {
+			_, err = f.Write([]byte{'\n'})
+			size++
+		}
+	}
+	if err == nil {
+		err = syncDir(j.dir)
+	}
+	if err != nil {
+		f.Close()
+		return err
+	}
+	j.file, j.size = f, size
+	return nil
+}
+
+// add writes down what is about to be signed and waits for the disk.
+func (j *journal) add(kind string, t, parent *x509.Certificate, public crypto.PublicKey) error {
+	spki, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return err
+	}
+	hash := sha256.Sum256(spki)
+	e := entry{
+		Kind: kind, Serial: t.SerialNumber.Text(16), Names: append([]string{}, t.DNSNames...),
+		NotBefore: t.NotBefore.UTC(), NotAfter: t.NotAfter.UTC(), Key: hex.EncodeToString(hash[:]),
+	}
+	for _, ip := range t.IPAddresses {
+		e.Names = append(e.Names, ip.String())
+	}
+	for _, uri := range t.URIs {
+		e.Names = append(e.Names, uri.String())
+	}
+	if parent != t {
+		e.Issuer = parent.SerialNumber.Text(16)
+	}
+	line, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	if j.file == nil {
+		if err := j.open(); err != nil { // a rotation failed half-way
+			return err
+		}
+	}
+	if j.size > 0 && j.size+int64(len(line)) >= j.max {
+		if err := j.rotate(); err != nil {
+			return err
+		}
+	}
+	n, err := j.file.Write(append(line, '\n'))
+	j.size += int64(n)
+	if err == nil {
+		err = j.file.Sync()
+	}
+	if err != nil {
+		// What reached the disk is unknown. The next line begins by looking.
+		err = errors.Join(err, j.file.Close())
+		j.file = nil
+	}
+	return err
+}
+
+// rotate begins a new file and drops the oldest.
+func (j *journal) rotate() error {
+	err := j.file.Close()
+	j.file = nil
+	if err != nil {
+		return err
+	}
+	for n := journalKeep - 1; n >= 0; n-- {
+		if err := os.Rename(j.path(n), j.path(n+1)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return j.open()
+}
+
+func (j *journal) close() error {
+	if j.file == nil {
+		return nil
+	}
+	err := j.file.Close()
+	j.file = nil
+	return err
+}

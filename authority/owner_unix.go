@@ -1,0 +1,16 @@
+//go:build unix
+
+package authority
+
+import (
+	"io/fs"
+	"os"
+	"syscall"
+)
+
+// owned reports whether the file is this user's: a directory that another user
+// made ready could be changed by them later.
+func owned(info fs.FileInfo) bool {
+	s, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(s.Uid) == os.Geteuid()
+}

@@ -1,0 +1,168 @@
+package authority
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"merlon/identity/spiffe"
+)
+
+// Source is the SVID of one workload, renewed at half its life with a new key
+// each time. It is a spiffe.Source. Connections are made with whatever it
+// gives at that moment, and none is dropped by a renewal.
+type Source struct {
+	authority *Authority
+	id        string
+	log       *slog.Logger
+	now       func() time.Time
+	current   atomic.Pointer[svid]
+	done      chan struct{}
+}
+
+// svid is one SVID. It never changes.
+type svid struct {
+	cert             tls.Certificate
+	key              crypto.Signer
+	kid              string
+	issued, notAfter time.Time
+}
+
+// Source issues the first SVID of the workload with this SPIFFE ID and renews
+// it until ctx ends. It fails if there is no first one. The log hears of every
+// failed renewal, louder as time runs out.
+func (a *Authority) Source(ctx context.Context, id string, log *slog.Logger) (*Source, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	s := &Source{authority: a, id: id, log: log, now: a.opt.Now, done: make(chan struct{})}
+	if err := s.renew(); err != nil {
+		return nil, err
+	}
+	go s.run(ctx)
+	return s, nil
+}
+
+// SVID is the SVID to show, or nil when it has expired: better no connection
+// than one that every peer must refuse.
+func (s *Source) SVID() *tls.Certificate {
+	c := s.current.Load()
+	if !s.now().Before(c.notAfter) {
+		return nil
+	}
+	return &c.cert
+}
+
+// Key is the key of the SVID and its name, as assertion.NewSigner wants them.
+// It is nil when the SVID has expired. The name is that of spiffe.Key.
+func (s *Source) Key() (crypto.Signer, string) {
+	c := s.current.Load()
+	if !s.now().Before(c.notAfter) {
+		return nil, ""
+	}
+	return c.key, c.kid
+}
+
+// Roots are the roots of the trust domain.
+func (s *Source) Roots() *x509.CertPool { return s.authority.Roots() }
+
+// ID is the SPIFFE ID that the source proves.
+func (s *Source) ID() string { return s.id }
+
+// Done is closed when nothing is renewed any more, after the end of ctx.
+func (s *Source) Done() <-chan struct{} { return s.done }
+
+func (s *Source) renew() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	now := s.now()
+	chain, notAfter, err := s.authority.Issue(s.id, key.Public(), now)
+	if err != nil {
+		return err
+	}
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return err
+	}
+	next := &svid{issued: now, notAfter: notAfter}
+	next.cert = tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}
+	if next.key, next.kid = spiffe.Key(&next.cert); next.key == nil {
+		return errors.New("the new SVID has no key")
+	}
+	s.current.Store(next)
+	return nil
+}
+
+// run renews at half of each SVID's life. After a failure it tries again and
+// again, with growing pauses that leave many attempts before the end.
+func (s *Source) run(ctx context.Context) {
+	defer close(s.done)
+	for failed := 0; ; {
+		c := s.current.Load()
+		life := c.notAfter.Sub(c.issued)
+		at := c.issued.Add(life / 2)
+		if failed > 0 {
+			pause := min(life/128<<min(failed-1, 4), time.Minute) // at most an eighth of what life is left at half
+			at = s.now().Add(pause/2 + mathrand.N(pause/2+1))
+		}
+		if !s.sleepUntil(ctx, at) {
+			return
+		}
+		if err := s.renew(); err != nil {
+			failed++
+			s.alarm(c, failed, err)
+			continue
+		}
+		if failed > 0 {
+			s.log.Info("the SVID is renewed after failures", "id", s.id, "failures", failed)
+		}
+		failed = 0
+	}
+}
+
+// sleepUntil waits in short steps: timers stand still while a machine sleeps,
+// and a clock that is set forward does not wake them.
+func (s *Source) sleepUntil(ctx context.Context, at time.Time) bool {
+	for {
+		left := at.Sub(s.now())
+		if left <= 0 {
+			return ctx.Err() == nil
+		}
+		timer := time.NewTimer(min(left, 10*time.Second))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		}
+	}
+}
+
+// alarm logs a failed renewal: a warning at first, an error from three
+// quarters of the SVID's life, and the plain consequence from its end.
+func (s *Source) alarm(c *svid, failed int, err error) {
+	now := s.now()
+	left := c.notAfter.Sub(now)
+	attrs := []any{"id", s.id, "err", err, "failures", failed, "ends", c.notAfter, "left", max(left, 0)}
+	switch life := c.notAfter.Sub(c.issued); {
+	case left <= 0:
+		s.log.Error("the SVID has expired: every call to and from this workload fails until it is renewed", attrs...)
+	case left <= life/10:
+		s.log.Error("the SVID is about to expire and cannot be renewed", attrs...)
+	case left <= life/4:
+		s.log.Error("the SVID could not be renewed and three quarters of its life are over", attrs...)
+	default:
+		s.log.Warn("the SVID could not be renewed", attrs...)
+	}
+}

@@ -1,0 +1,264 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"merlon"
+	"merlon/control"
+	"merlon/record"
+)
+
+// offline opens the state of a system that is not running.
+func offline(ctx context.Context, state string) (*control.Control, error) {
+	return control.Open(ctx, state, control.Options{Records: filepath.Join(state, recordsName)})
+}
+
+func whyOffline(cmd *cobra.Command, state, id string) (*control.Why, error) {
+	c, err := offline(cmd.Context(), state)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.Why(cmd.Context(), id)
+}
+
+func newStatus(u *ui) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status [DIR]",
+		Short: "say for every rule which gates enforce it, and since when",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir := dirArg(args, 0)
+			s, err := control.NewClient(u.stateDir(dir)).Status(cmd.Context())
+			if errors.Is(err, control.ErrNotRunning) {
+				return fmt.Errorf("%w: nothing is enforced\nhint: merlon up %s starts it", err, dir)
+			}
+			if err != nil {
+				return err
+			}
+			if u.json {
+				u.printJSON(s)
+			} else {
+				u.printStatus(s)
+			}
+			if !s.Live() {
+				return &exit{code: exitFailed}
+			}
+			return nil
+		},
+	}
+}
+
+func (u *ui) printStatus(s *control.Status) {
+	if s.Intent == nil {
+		u.printf("no intent is in force: everything is denied\n")
+		return
+	}
+	u.printf("intent %s  %s by %s  %s\n\n", u.cyan(short(s.Intent.Hash)), s.Intent.Time.Local().Format(time.DateTime), s.Intent.Who, u.dim(s.Intent.Message))
+	rows := [][]string{{u.dim("gate"), u.dim("address"), u.dim("enforces"), u.dim("since")}}
+	for _, g := range s.Gates {
+		state := u.green(short(g.Intent))
+		if g.Behind != "" {
+			state = u.red(g.Behind)
+		}
+		rows = append(rows, []string{g.Place, g.Address, state, g.Swapped.Local().Format(time.DateTime)})
+	}
+	u.table("", rows)
+	u.printf("\n")
+	rows = [][]string{{u.dim("rule"), u.dim("written at"), u.dim("enforced by"), u.dim("since")}}
+	for _, r := range s.Rules {
+		name := r.Name
+		if r.Mode == merlon.Shadow {
+			name += u.yellow(" (shadow)")
+		}
+		pos := r.Pos.String()
+		for _, e := range r.Enforced {
+			rows = append(rows, []string{name, pos, u.green("✓ ") + e.Place, e.Since.Local().Format(time.DateTime)})
+			name, pos = "", ""
+		}
+		for _, m := range r.Missing {
+			rows = append(rows, []string{name, pos, u.red("✗ " + m.Place), u.red(m.Why)})
+			name, pos = "", ""
+		}
+	}
+	u.table("", rows)
+	u.printf("\n%s\n", u.dim("Gates decide what goes through them. On this host a program can still reach an app's own port directly."))
+}
+
+func newHistory(u *ui) *cobra.Command {
+	return &cobra.Command{
+		Use:   "history [DIR]",
+		Short: "list the intents that were in force, the newest first",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			state := u.stateDir(dirArg(args, 0))
+			commits, err := control.NewClient(state).History(cmd.Context())
+			if errors.Is(err, control.ErrNotRunning) {
+				c, err := offline(cmd.Context(), state)
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				commits, err = c.History(cmd.Context(), 100)
+				if err != nil {
+					return err
+				}
+			} else if err != nil {
+				return err
+			}
+			if u.json {
+				u.printJSON(append([]control.Commit{}, commits...))
+				return nil
+			}
+			var rows [][]string
+			for _, c := range commits {
+				rows = append(rows, []string{u.cyan(short(c.Hash)), c.Time.Local().Format(time.DateTime), c.Who, count(len(c.Changes), "change"), c.Message})
+			}
+			u.table("", rows)
+			return nil
+		},
+	}
+}
+
+func newRecord(u *ui) *cobra.Command {
+	c := &cobra.Command{Use: "record", Short: "read the record of decisions, and prove that it is whole"}
+	var n int
+	var follow, denied bool
+	var service string
+	tail := &cobra.Command{
+		Use:   "tail [DIR]",
+		Short: "print the last decisions, and with -f those to come",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir := filepath.Join(u.stateDir(dirArg(args, 0)), recordsName)
+			f := record.Filter{Service: service}
+			if denied {
+				f.Denied = true
+			}
+			last, err := record.Tail(dir, n, f)
+			if err != nil {
+				return err
+			}
+			for i := range last {
+				u.printRecord(&last[i])
+			}
+			if !follow {
+				return nil
+			}
+			if len(last) > 0 {
+				f.After = last[len(last)-1].Seq
+			}
+			return u.printRecords(record.Follow(cmd.Context(), dir, f))
+		},
+	}
+	tail.Flags().IntVarP(&n, "lines", "n", 20, "how many of the last decisions")
+	tail.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new ones as they come")
+	tail.Flags().BoolVar(&denied, "denied", false, "denials only")
+	tail.Flags().StringVar(&service, "service", "", "calls of this `service` only")
+	check := &cobra.Command{
+		Use:   "verify [DIR]",
+		Short: "check the hash chain over all records",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			r, err := record.Verify(filepath.Join(u.stateDir(dirArg(args, 0)), recordsName))
+			if err != nil {
+				return err
+			}
+			if u.json {
+				u.printJSON(r)
+				return nil
+			}
+			u.printf("%s %v\n", u.green("ok:"), r)
+			return nil
+		},
+	}
+	c.AddCommand(tail, check)
+	return c
+}
+
+func (u *ui) printRecords(all iter.Seq2[record.Record, error]) error {
+	for r, err := range all {
+		if errors.Is(err, context.Canceled) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		u.printRecord(&r)
+	}
+	return nil
+}
+
+// printRecord prints one decision on a line.
+func (u *ui) printRecord(r *record.Record) {
+	if u.json {
+		line, err := json.Marshal(r)
+		if err == nil {
+			u.printf("%s\n", line)
+		}
+		return
+	}
+	mark, reason := u.red("✗"), u.red(string(r.Verdict.Reason))
+	if r.Verdict.Effect == merlon.Allow {
+		mark, reason = u.green("✓"), string(r.Verdict.Reason)
+		if r.Verdict.Shadow {
+			mark, reason = u.yellow("~"), u.yellow("would be denied: "+reason)
+		}
+	}
+	u.printf("%s %s %s %3d %s  %s  %s %s\n", u.dim(time.Unix(0, r.Time).Format("15:04:05.000")), r.ID, mark, r.Status,
+		u.callText(r), reason, u.dim(r.Verdict.Pos.String()), u.dim(r.Place+" "+r.At))
+}
+
+// callText is the call of a record as people write calls.
+func (u *ui) callText(r *record.Record) string {
+	who := r.Caller
+	if who == "" {
+		who = r.CallerKind
+	}
+	if r.Subject != "" && !strings.HasPrefix(r.Subject, "spiffe://") {
+		who += " (" + r.Subject + ")"
+	}
+	what := r.Service
+	if r.Operation != "" {
+		what += "." + r.Operation
+	}
+	return fmt.Sprintf("%s -> %s  %s %s", who, what, r.Method, r.Path)
+}
+
+func newVersion(u *ui) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "print the version of this program",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			v := map[string]any{"version": "devel", "go": runtime.Version(), "orders": merlon.OrdersVersion}
+			if info, ok := debug.ReadBuildInfo(); ok {
+				if info.Main.Version != "" && info.Main.Version != "(devel)" {
+					v["version"] = info.Main.Version
+				}
+				for _, s := range info.Settings {
+					if s.Key == "vcs.revision" {
+						v["revision"] = s.Value
+					}
+				}
+			}
+			if u.json {
+				u.printJSON(v)
+				return nil
+			}
+			u.printf("merlon %v, %v, orders version %v\n", v["version"], v["go"], v["orders"])
+			return nil
+		},
+	}
+}

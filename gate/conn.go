@@ -1,0 +1,310 @@
+package gate
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"merlon"
+	"merlon/gate/http1"
+	"merlon/gate/upstream"
+	"merlon/identity/spiffe"
+	"merlon/record"
+)
+
+// bufferSize is the read buffer of a connection: the largest request head, and
+// the largest body that travels in one write with its head.
+const bufferSize = 16 << 10
+
+// conn is one client connection and all the memory that its calls need. One
+// goroutine serves it, and speaks to the upstream too.
+type conn struct {
+	g    *Gate
+	at   Position
+	net  net.Conn
+	peer peer
+
+	in  reader // from the client
+	up  reader // from the upstream, while a call lasts
+	out []byte // to either
+
+	req    http1.Request
+	res    http1.Response
+	x      exchange
+	stream *stream // the request body, when it was not read with its head
+	sent   *stream // a stream that has ended, and holds unread
+	unread []byte  // what was read beyond that body
+	rec    record.Record
+	// reserved says that the record of this call has room already.
+	reserved bool
+
+	lent *upstream.Conn // the connection that this call has borrowed
+
+	watch     watch // of what this goroutine waits for
+	bodyWatch watch // of what the goroutine of stream waits for
+}
+
+// reader is a connection and what was read from it but not yet used. The views
+// that the protocol core takes of buf[r:w] hold until the next fill.
+type reader struct {
+	conn net.Conn
+	buf  []byte
+	r, w int
+}
+
+var errBufferFull = errors.New("gate: buffer full")
+
+// fill reads once, keeping what is there.
+func (rd *reader) fill() error {
+	if rd.r == rd.w {
+		rd.r, rd.w = 0, 0
+	} else if rd.w == len(rd.buf) {
+		if rd.r == 0 {
+			return errBufferFull
+		}
+		rd.w = copy(rd.buf, rd.buf[rd.r:rd.w])
+		rd.r = 0
+	}
+	n, err := rd.conn.Read(rd.buf[rd.w:])
+	rd.w += n
+	if n > 0 {
+		return nil
+	}
+	if err == nil {
+		err = io.ErrNoProgress
+	}
+	return err
+}
+
+// more reads until n bytes are there, without moving any: views of what was
+// read before stay good. There must be room for them.
+func (rd *reader) more(n int) error {
+	for rd.w-rd.r < n {
+		m, err := rd.conn.Read(rd.buf[rd.w : rd.r+n])
+		if rd.w += m; m == 0 && err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (rd *reader) bytes() []byte { return rd.buf[rd.r:rd.w] }
+
+var conns = sync.Pool{New: func() any {
+	return &conn{
+		in:  reader{buf: make([]byte, bufferSize)},
+		up:  reader{buf: make([]byte, bufferSize)},
+		out: make([]byte, 0, bufferSize+2048),
+	}
+}}
+
+// serveConn owns nc until it is closed.
+func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
+	c := conns.Get().(*conn)
+	c.g, c.at, c.net = g, at, nc
+	c.in.conn, c.in.r, c.in.w = nc, 0, 0
+	c.peer = peer{addr: client, client: client.String()}
+	c.x.g, c.x.at, c.x.peer, c.x.req = g, at, &c.peer, &c.req
+	defer c.end(client)
+	if !g.open.add(c) {
+		return
+	}
+	if err := c.prove(); err != nil {
+		g.cfg.Log.Debug("connection refused", "at", at, "client", client, "error", err)
+		return
+	}
+	for c.next() {
+	}
+}
+
+// end closes the connection and gives back what it holds.
+func (c *conn) end(client netip.Addr) {
+	// A bug met by one hostile request must not end every connection.
+	if p := recover(); p != nil {
+		c.g.cfg.Log.Error("connection ended by a defect", "at", c.at, "panic", p, "stack", stack())
+		c.endBody()
+		if c.lent != nil {
+			c.lent.Release(false)
+		}
+		if c.reserved { // the call may have passed: there must be evidence
+			c.x.verdict.Reason, c.x.detail = ReasonDefect, "the gate met a defect of its own"
+			c.record(0, 0)
+		}
+	}
+	c.g.open.remove(c, client, c.at == AtEdge)
+	c.net.Close()
+	c.release()
+}
+
+// release gives the memory back, holding on to nothing of the client's.
+func (c *conn) release() {
+	c.g, c.net, c.in.conn, c.up.conn = nil, nil, nil, nil
+	c.peer, c.stream, c.lent, c.rec = peer{}, nil, nil, record.Record{}
+	c.x.call, c.x.verdict, c.x.f = merlon.Call{}, merlon.Verdict{}, nil
+	c.req.Reset()
+	c.res.Reset()
+	c.reserved, c.unread = false, nil
+	c.dropSent()
+	c.watch.reset()
+	c.bodyWatch.reset()
+	conns.Put(c)
+}
+
+// prove finds out who is at the other end, as far as the connection tells.
+func (c *conn) prove() error {
+	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Handshake, busy)
+	switch c.at {
+	case Inbound:
+		return c.proveWorkload(tls.Server(c.net, spiffe.ServerConfig(c.g.cfg.Source, c.g.cfg.TrustDomain)))
+	case AtEdge:
+		f := c.g.force.Load()
+		if f == nil || f.orders.Intent.Gateway == nil {
+			return errors.New("no orders")
+		}
+		if f.edgeTLS != nil {
+			tc := tls.Server(c.net, f.edgeTLS)
+			if err := tc.HandshakeContext(context.Background()); err != nil {
+				return err
+			}
+			c.net, c.in.conn = tc, tc
+		}
+	case Outbound:
+		own := c.g.cfg.Place.Service
+		c.peer.caller = merlon.Caller{
+			Kind:    merlon.Workload,
+			Name:    own,
+			Subject: "spiffe://" + c.g.cfg.TrustDomain + "/" + own,
+		}
+	}
+	return nil
+}
+
+func (c *conn) proveWorkload(tc *tls.Conn) error {
+	if err := tc.HandshakeContext(context.Background()); err != nil {
+		return err
+	}
+	state := tc.ConnectionState()
+	id, err := spiffe.PeerID(state)
+	if err != nil {
+		return err
+	}
+	name, err := spiffe.Name(id, c.g.cfg.TrustDomain)
+	if err != nil {
+		return err
+	}
+	leaf := state.PeerCertificates[0]
+	c.peer.key, c.peer.until = leaf.PublicKey, leaf.NotAfter
+	c.peer.renew = renewal(time.Now(), leaf.NotAfter)
+	c.peer.caller = merlon.Caller{Kind: merlon.Workload, Name: name, Subject: id}
+	c.net, c.in.conn = tc, tc
+	return nil
+}
+
+// renewal is when a connection that rests on certificates until then should
+// make way for a new one, so that none is used beyond their end.
+func renewal(now, until time.Time) time.Time { return until.Add(-until.Sub(now) / 4) }
+
+// next serves one request and reports whether another may follow.
+func (c *conn) next() bool {
+	limits := c.at.limits()
+	c.req.Reset()
+	if c.in.r == c.in.w {
+		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
+		// Asked after the wait is known: a drain either sees it or is seen.
+		if c.g.draining.Load() || c.in.fill() != nil {
+			return false
+		}
+	}
+	for first := true; ; first = false {
+		n, err := c.req.Parse(c.in.bytes(), limits)
+		if err != nil {
+			c.refuseMalformed(err)
+			return false
+		}
+		if n > 0 {
+			c.in.r += n
+			c.watch.stop()
+			return c.serve() && c.takeUnread()
+		}
+		if first {
+			c.watch.start(c.g, c.net, c.g.cfg.Bounds.Head, busy)
+		}
+		if err := c.in.fill(); err != nil {
+			if errors.Is(err, errBufferFull) {
+				c.refuseMalformed(&http1.Error{Status: 431, Reason: "head_too_large"})
+			}
+			return false
+		}
+	}
+}
+
+// serve decides and answers the request that was just parsed.
+func (c *conn) serve() (keep bool) {
+	x := &c.x
+	x.begin()
+	keep = !c.req.Close && !c.g.draining.Load() && (c.at != Inbound || x.start.Before(c.peer.renew))
+	switch {
+	case x.f == nil:
+		x.verdict = deny(ReasonNoOrders)
+	case c.at == Inbound && x.start.After(c.peer.until):
+		x.verdict, keep = deny(ReasonPeerExpired), false
+	case c.req.Method == "CONNECT":
+		x.verdict = deny(ReasonConnect)
+	case c.req.Upgrade != "" && !strings.EqualFold(c.req.Upgrade, "h2c"):
+		// An offer of h2c may be ignored (RFC 9110 7.8); other upgrades are
+		// the point of the request.
+		x.verdict = deny(ReasonUpgrade)
+	default:
+		x.ask()
+	}
+	if x.verdict.Effect == merlon.Allow {
+		if max := x.service.MaxBody; c.req.Body == http1.BodyLength && c.req.Length > max {
+			x.verdict = merlon.Verdict{Reason: ReasonBodyTooLarge, Pos: x.service.Pos}
+		} else if err := c.g.cfg.Records.Reserve(); err != nil {
+			x.verdict, x.detail = deny(ReasonRecordFull), err.Error()
+		} else {
+			c.reserved = true
+			return c.forward(keep)
+		}
+	}
+	return c.refuse(keep)
+}
+
+// takeUnread puts bytes that belong to the next request where it is read from.
+func (c *conn) takeUnread() bool {
+	if c.unread != nil {
+		c.in.r, c.in.w = 0, copy(c.in.buf, c.unread)
+		c.unread = nil
+	}
+	c.dropSent()
+	return true
+}
+
+func (c *conn) dropSent() {
+	if c.sent != nil {
+		c.sent.release()
+		c.sent = nil
+	}
+}
+
+// begin resets the exchange for the request at hand.
+func (x *exchange) begin() {
+	x.f = x.g.force.Load()
+	x.call = merlon.Call{}
+	x.service, x.limited, x.detail, x.upstream, x.status = nil, nil, "", "", 0
+	x.verdict = merlon.Verdict{}
+	x.start = time.Now()
+	x.id = ""
+	if x.at == Inbound {
+		x.id = validID(lastField(x.req, headerRequest))
+	}
+	if x.id == "" {
+		x.id = x.g.ids.next(x.idBuf[:0])
+	}
+}

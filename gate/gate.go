@@ -1,0 +1,219 @@
+// Package gate is the data plane: one program in two positions. At the edge it
+// is the gateway; beside a service it is the gate through which that service
+// is called and calls others.
+//
+// A call is one flat sequence of steps over a value (see pipeline.go); every
+// step may deny or pass, and only the policy allows. What is in force is one
+// immutable value behind one atomic pointer, read once per call, so that a call
+// sees exactly one version of the intent. Replacing it drops no connection and
+// asks calls that are still streaming again.
+//
+// The engine is a goroutine per connection over the pure protocol core in
+// gate/http1. It speaks HTTP/1.1; everything else is refused with a reason.
+package gate
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"merlon"
+	"merlon/gate/filter/limit"
+	"merlon/gate/http1"
+	"merlon/identity/assertion"
+	"merlon/identity/spiffe"
+	"merlon/internal/coarse"
+	"merlon/record"
+)
+
+// Config is what a gate is made of. Every field is needed unless it says so.
+type Config struct {
+	Place       merlon.Place
+	TrustDomain string
+	Source      spiffe.Source // this place's SVID and the roots it trusts
+	Records     *record.Writer
+	Log         *slog.Logger
+
+	// EdgeCertificate proves the gateway's hosts when the intent leaves the
+	// certificate to Merlon. Only the edge asks for it.
+	EdgeCertificate func(hosts []string) (*tls.Certificate, error)
+
+	Bounds Bounds // zero fields take the defaults
+}
+
+// Bounds are the limits that no client can push a gate beyond.
+type Bounds struct {
+	Connections          int           // open at once, for the whole gate; default 20,000
+	ConnectionsPerClient int           // from one address, at the edge; default 1,000
+	LimitKeys            int           // clients and callers remembered by limits; default 100,000
+	Handshake            time.Duration // TLS handshake; default 10 s
+	Head                 time.Duration // from its first byte to the end of a request head; default 10 s
+	Idle                 time.Duration // between requests on one connection; default 75 s
+	Stall                time.Duration // without progress on a body, either way; default 60 s
+	Connect              time.Duration // to an upstream, with its handshake; default 3 s
+}
+
+func (b *Bounds) setDefaults() {
+	setDefault(&b.Connections, 20_000)
+	setDefault(&b.ConnectionsPerClient, 1_000)
+	setDefault(&b.LimitKeys, 100_000)
+	setDefault(&b.Handshake, 10*time.Second)
+	setDefault(&b.Head, 10*time.Second)
+	setDefault(&b.Idle, 75*time.Second)
+	setDefault(&b.Stall, 60*time.Second)
+	setDefault(&b.Connect, 3*time.Second)
+}
+
+func setDefault[T comparable](p *T, value T) {
+	var zero T
+	if *p == zero {
+		*p = value
+	}
+}
+
+// Gate enforces orders at one place. It denies everything until Swap has
+// given it orders.
+type Gate struct {
+	cfg      Config
+	force    atomic.Pointer[force]
+	clock    *coarse.Clock
+	limiter  *limit.Limiter
+	signer   *assertion.Signer
+	signing  atomic.Pointer[signing]
+	callers  *assertion.Cache // of assertions already verified
+	ids      idSource
+	open     registry
+	swapping sync.Mutex
+	draining atomic.Bool
+	stats    Stats
+	// placeName is the place as records have it.
+	placeName string
+}
+
+// Stats counts what a gate has done since it started.
+type Stats struct {
+	Allowed, Denied, Refused atomic.Int64 // calls allowed, calls denied, requests that were no call
+}
+
+// New makes a gate. Serve starts it, Close ends it.
+func New(cfg Config) (*Gate, error) {
+	cfg.Bounds.setDefaults()
+	if cfg.Source == nil || cfg.Records == nil || cfg.Log == nil {
+		return nil, errors.New("gate: Source, Records and Log are needed")
+	}
+	ids, err := newIDSource()
+	if err != nil {
+		return nil, err
+	}
+	g := &Gate{
+		cfg:       cfg,
+		clock:     coarse.Start(time.Now, 10*time.Millisecond),
+		limiter:   limit.New(cfg.Bounds.LimitKeys),
+		callers:   assertion.NewCache(10_000),
+		ids:       ids,
+		placeName: cfg.Place.String(),
+	}
+	g.signer = assertion.NewSigner(g.signingKey, "spiffe://"+cfg.TrustDomain+"/"+cfg.Place.Workload())
+	g.open.init(cfg.Bounds)
+	go g.sweep()
+	return g, nil
+}
+
+// Stats are the gate's counters.
+func (g *Gate) Stats() *Stats { return &g.stats }
+
+// Position is the side of a gate on which a connection arrives.
+type Position uint8
+
+const (
+	AtEdge   Position = iota // from outside, over TLS or plain as the intent says
+	Inbound                  // from other gates, over mutual TLS
+	Outbound                 // from the gate's own service, plain, on a local address
+)
+
+// String names the position in records.
+func (p Position) String() string { return [...]string{"edge", "in", "out"}[p] }
+
+// Serve accepts connections from l until l is closed or the gate drains. It
+// always returns a non-nil error; net.ErrClosed after a drain.
+func (g *Gate) Serve(l net.Listener, at Position) error {
+	if !g.open.addListener(l) {
+		l.Close()
+		return net.ErrClosed
+	}
+	var pause time.Duration
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			if g.draining.Load() || errors.Is(err, net.ErrClosed) {
+				return net.ErrClosed
+			}
+			// Out of descriptors, or a connection gone before it was
+			// accepted: neither may end the gate.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			g.cfg.Log.Warn("accept failed", "at", at, "error", err, "pause", pause)
+			time.Sleep(pause)
+			continue
+		}
+		pause = 0
+		client := clientAddress(nc)
+		if !g.open.admit(client, at == AtEdge) {
+			nc.Close()
+			continue
+		}
+		go g.serveConn(nc, at, client)
+	}
+}
+
+// Drain stops accepting, lets calls in progress finish and closes connections
+// as they fall idle, until none is left or ctx ends; then it closes the rest.
+func (g *Gate) Drain(ctx context.Context) error {
+	g.draining.Store(true)
+	g.open.closeListeners()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		g.open.interrupt(idle)
+		if g.open.count() == 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			g.open.closeAll()
+			g.Close()
+			return fmt.Errorf("gate: drain cut short: %w", ctx.Err())
+		case <-tick.C:
+		}
+	}
+	g.Close()
+	return nil
+}
+
+// Close ends the gate at once: every wait of every call, and then waits until
+// the calls have ended, so that their records are kept if the writer is closed
+// after the gate.
+func (g *Gate) Close() {
+	g.draining.Store(true)
+	g.open.closeListeners()
+	g.open.closeAll()
+	g.swapping.Lock()
+	defer g.swapping.Unlock()
+	if f := g.force.Load(); f != nil {
+		f.close(nil)
+	}
+	g.open.awaitNone()
+	g.open.stop()
+	g.clock.Stop()
+}
+
+// limits bounds a request head. Only a service's own gate is a proxy in the
+// sense of RFC 9112 3.2.2 and takes the absolute form.
+func (at Position) limits() http1.Limits {
+	return http1.Limits{Head: bufferSize, Target: maxTarget, Absolute: at == Outbound}
+}

@@ -1,0 +1,297 @@
+package gate
+
+import (
+	"net/http"
+	"strings"
+	"time"
+	"unsafe"
+
+	"merlon"
+	"merlon/gate/http1"
+	"merlon/gate/upstream"
+	"merlon/record"
+)
+
+// view is a string over b, which must not change while the view is in use.
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// buildRequest writes to c.out the request that goes upstream: the call's own
+// canonical bytes, the client's end-to-end fields, and identity, forwarding
+// and framing set anew. A body that was read whole goes with it.
+func (c *conn) buildRequest(up *upstream.Conn) error {
+	x, req := &c.x, &c.req
+	out := http1.AppendRequestLine(c.out[:0], x.call.Method, x.call.Path, x.call.Query)
+	out = append(out, "Host: "...)
+	out = append(out, x.call.Host...)
+	out = append(out, x.port...)
+	out = append(out, "\r\n"...)
+	out = http1.AppendFields(out, req.Fields, ^http1.Class(0))
+	out, err := x.appendOwn(out, up)
+	if err != nil {
+		return err
+	}
+	out = http1.AppendFraming(out, req.Body, req.Length)
+	out = http1.AppendEnd(out)
+	if req.Body == http1.BodyLength && c.bodyBuffered() {
+		out = append(out, c.in.bytes()[:req.Length]...)
+	}
+	c.out = out
+	return nil
+}
+
+// appendOwn writes the headers that a gate says itself. An external service
+// learns nothing of the system behind the gate.
+func (x *exchange) appendOwn(out []byte, up *upstream.Conn) ([]byte, error) {
+	if x.service.External {
+		return out, nil
+	}
+	out = http1.AppendField(out, headerRequest, x.id)
+	caller := &x.call.Caller
+	if caller.Client != "" {
+		out = http1.AppendField(out, "X-Forwarded-For", caller.Client)
+		out = http1.AppendField(out, "X-Forwarded-Proto", x.scheme())
+		out = http1.AppendField(out, "X-Forwarded-Host", x.call.Host)
+	}
+	if up.Endpoint.ID != "" && x.at == Outbound {
+		return out, nil // mutual TLS already says who calls
+	}
+	token, err := x.assert(up)
+	if err != nil {
+		return out, err
+	}
+	return http1.AppendField(out, headerCaller, token), nil
+}
+
+// assert says who is calling, under a key that the receiver can check. Another
+// gate believes only the key that this gate proved on the very connection,
+// which may be older than the current SVID.
+func (x *exchange) assert(up *upstream.Conn) (string, error) {
+	caller, audience := &x.call.Caller, x.service.Name
+	if s, mutual := up.State.(*session); mutual {
+		return x.g.signer.TokenBy(s.key, s.kid, caller, audience, x.start)
+	}
+	return x.g.signer.Token(caller, audience, x.start)
+}
+
+// scheme is what the client used to reach the gateway.
+func (x *exchange) scheme() string {
+	if gw := x.f.orders.Intent.Gateway; gw != nil && gw.Certificate.Kind == merlon.CertificateNone {
+		return "http"
+	}
+	return "https"
+}
+
+// buildResponse writes to c.out the head of the upstream's answer as the client
+// gets it, and decides its framing. It reports whether the body goes chunked.
+func (c *conn) buildResponse(keep *bool) (chunked bool) {
+	x, res := &c.x, &c.res
+	out := http1.AppendStatusLine(c.out[:0], res.Status, res.Reason)
+	// What another gate says of itself may pass; an app may not speak for one.
+	fromGate := x.at != Inbound && !x.service.External
+	for i := range res.Fields {
+		f := &res.Fields[i]
+		switch {
+		case f.Class&(http1.HopByHop|http1.Framing) != 0:
+		case f.Class&http1.Identity != 0 && ownName(f.Name) && (!fromGate || strings.EqualFold(f.Name, headerRequest)):
+		default:
+			out = http1.AppendField(out, f.Name, f.Value)
+		}
+	}
+	out = x.appendVerdict(out)
+	switch {
+	case c.bodiless():
+		if res.Length >= 0 && res.Status != 204 {
+			out = http1.AppendFraming(out, http1.BodyLength, res.Length)
+		}
+	case res.Body == http1.BodyChunked || res.Body == http1.BodyClose:
+		if c.req.Minor == 0 {
+			*keep = false // HTTP/1.0 knows no chunks: the end of the connection ends the body
+			break
+		}
+		chunked = true
+		out = http1.AppendFraming(out, http1.BodyChunked, 0)
+	default:
+		out = http1.AppendFraming(out, http1.BodyLength, max(res.Length, 0))
+	}
+	c.out = appendConnection(out, *keep, c.req.Minor)
+	return chunked
+}
+
+// ownName reports whether only gates may set a field of an answer.
+func ownName(name string) bool {
+	const prefix = "merlon"
+	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
+}
+
+// bodiless reports whether the answer has no body whatever its head says
+// (RFC 9112 6.3).
+func (c *conn) bodiless() bool {
+	return c.req.Method == "HEAD" || c.res.Status == 204 || c.res.Status == 304
+}
+
+// appendVerdict writes what the gate adds to every answer.
+func (x *exchange) appendVerdict(out []byte) []byte {
+	out = http1.AppendField(out, headerRequest, x.id)
+	if x.limited != nil {
+		out = x.limit.AppendHeaders(out, x.limited)
+	}
+	return out
+}
+
+func appendConnection(out []byte, keep bool, minor int) []byte {
+	switch {
+	case !keep:
+		out = append(out, "Connection: close\r\n"...)
+	case minor == 0:
+		out = append(out, "Connection: keep-alive\r\n"...)
+	}
+	return append(out, "\r\n"...)
+}
+
+// refuse answers a call that is denied.
+func (c *conn) refuse(keep bool) bool {
+	if c.x.verdict.Effect == merlon.Allow {
+		c.x.verdict = merlon.Verdict{}
+	}
+	return c.respond(keep)
+}
+
+// respond answers in the gate's own name: a status, the reason's code and the
+// id under which the record has the rest. The cause is not for the caller.
+func (c *conn) respond(keep bool) bool {
+	x := &c.x
+	keep = c.endBody() && keep
+	status := x.answerStatus()
+	out := http1.AppendStatusLine(c.out[:0], status, "")
+	out = append(out, "Content-Type: application/json\r\nCache-Control: no-store\r\n"...)
+	out = append(out, "Date: "...)
+	out = x.start.UTC().AppendFormat(out, http.TimeFormat)
+	out = append(out, "\r\n"...)
+	out = http1.AppendField(out, headerReason, string(x.verdict.Reason))
+	out = x.appendVerdict(out)
+	switch {
+	case x.verdict.Reason == merlon.ReasonInvalidToken:
+		out = http1.AppendField(out, "WWW-Authenticate", `Bearer error="invalid_token"`)
+	case status == 401:
+		out = http1.AppendField(out, "WWW-Authenticate", "Bearer")
+	}
+	const form = `{"reason":"","request":""}` + "\n"
+	out = http1.AppendFraming(out, http1.BodyLength, int64(len(form)+len(x.verdict.Reason)+len(x.id)))
+	out = appendConnection(out, keep, c.req.Minor)
+	if c.req.Method != "HEAD" {
+		out = append(out, `{"reason":"`...)
+		out = append(out, x.verdict.Reason...)
+		out = append(out, `","request":"`...)
+		out = append(out, x.id...)
+		out = append(out, "\"}\n"...)
+	}
+	c.out = out
+	// The record goes first: nobody learns of a denial before the record does.
+	c.record(status, 0)
+	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
+	_, err := c.net.Write(out)
+	if !keep && err == nil {
+		c.linger()
+	}
+	return keep && err == nil
+}
+
+// endBody puts the request body behind: it reports whether the next bytes from
+// the client are a new request. It ends the goroutine of a body in progress.
+func (c *conn) endBody() bool {
+	if s := c.stream; s != nil {
+		whole := s.finish()
+		c.stream, c.sent = nil, s
+		c.unread = s.rest
+		c.in.r = c.in.w
+		return whole
+	}
+	if !c.bodyBuffered() {
+		return false
+	}
+	c.in.r += int(max(c.req.Length, 0))
+	return true
+}
+
+// refuseMalformed answers what is not a request.
+func (c *conn) refuseMalformed(err error) {
+	x := &c.x
+	x.begin()
+	x.call.Caller.Client = c.peer.client
+	reason, status := merlon.Reason("malformed"), 400
+	if e, ok := err.(*http1.Error); ok {
+		reason, status = merlon.Reason(e.Reason), e.Status
+	}
+	x.verdict, x.detail = deny(reason), err.Error()
+	c.req.Reset()
+	c.req.Minor, c.req.Body = 1, http1.BodyClose // nothing after this is readable
+	x.status = status
+	c.respond(false)
+}
+
+// linger lets the client read the answer before the connection ends: closing
+// with unread bytes would reset it (RFC 9112 9.6). Many clients first send all
+// they have and only then look for an answer.
+func (c *conn) linger() {
+	half, ok := c.net.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	c.watch.start(c.g, c.net, 2*time.Second, busy)
+	for read := 0; read < 64<<20; {
+		n, err := c.net.Read(c.up.buf)
+		if err != nil {
+			return
+		}
+		read += n
+	}
+}
+
+// record writes the line of evidence for the call.
+func (c *conn) record(status int, sent int64) {
+	x := &c.x
+	stats := &c.g.stats
+	if x.verdict.Effect == merlon.Allow {
+		stats.Allowed.Add(1)
+	} else {
+		stats.Denied.Add(1)
+	}
+	r := &c.rec
+	*r = record.Record{
+		Time:       x.start.UnixNano(),
+		ID:         x.id,
+		Place:      c.g.placeName,
+		At:         x.at.String(),
+		CallerKind: x.call.Caller.Kind.String(),
+		Caller:     x.call.Caller.Name,
+		Subject:    x.call.Caller.Subject,
+		Client:     x.call.Caller.Client,
+		Service:    x.call.Service,
+		Operation:  x.call.Operation,
+		Method:     x.call.Method,
+		Host:       x.call.Host,
+		Path:       x.call.Path,
+		Status:     status,
+		Verdict:    x.verdict,
+		Detail:     x.detail,
+		Upstream:   x.upstream,
+		Duration:   int64(time.Since(x.start)),
+		BytesOut:   sent,
+	}
+	if x.f != nil {
+		r.Intent = x.f.orders.Of
+	}
+	if c.req.Body == http1.BodyLength {
+		r.BytesIn = c.req.Length
+	}
+	var err error
+	if c.reserved {
+		c.reserved = false
+		err = c.g.cfg.Records.Commit(r)
+	} else {
+		err = c.g.cfg.Records.Add(r)
+	}
+	if err != nil {
+		c.g.cfg.Log.Error("a call could not be recorded", "request", strings.Clone(x.id), "error", err)
+	}
+}

@@ -1,0 +1,221 @@
+package gate
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"merlon/gate/http1"
+	"merlon/gate/upstream"
+)
+
+// stream carries a request body that was not read whole with its head. It has
+// a goroutine of its own, since the answer may begin and end before the body
+// does: with one goroutine for both directions, a client and an upstream that
+// each wait for the other to read would wait for ever.
+type stream struct {
+	c        *conn
+	up       *upstream.Conn
+	done     chan struct{} // closed when the goroutine has ended
+	err      error         // why the body was not sent whole; valid after done
+	rest     []byte        // what was read beyond the body; valid after done
+	begun    atomic.Bool   // the answer has begun
+	buf, out []byte
+}
+
+// streams keeps the memory of streams that have ended.
+var streams = sync.Pool{New: func() any {
+	return &stream{buf: make([]byte, bufferSize), out: make([]byte, 0, bufferSize+64)}
+}}
+
+func newStream(c *conn, up *upstream.Conn) *stream {
+	s := streams.Get().(*stream)
+	s.c, s.up, s.done = c, up, make(chan struct{})
+	return s
+}
+
+// release gives the memory back. The goroutine has ended.
+func (s *stream) release() {
+	s.c, s.up, s.done, s.err, s.rest = nil, nil, nil, nil, nil
+	s.begun.Store(false)
+	streams.Put(s)
+}
+
+// Why a body ended early.
+var (
+	errBodyTooLarge = errors.New("the body is larger than the service takes")
+	errClientBody   = errors.New("the client's body is not well-formed")
+	errClientGone   = errors.New("the client stopped before the end of its body")
+	errDefect       = errors.New("the gate met a defect of its own")
+	errUpstream     = errors.New("the upstream takes no more of the body")
+	errStalled      = errors.New("the upstream did not take the body in time")
+)
+
+// run sends the body. What ends it early, but for the upstream itself, also
+// ends the wait for an answer: a body cut short is never answered as if it were
+// whole. An upstream that takes no more may have answered already, and that
+// answer must be heard.
+func (s *stream) run() {
+	c, up := s.c, s.up
+	s.err = s.guarded()
+	c.bodyWatch.stop()
+	if s.err == nil || errors.Is(s.err, errUpstream) {
+		c.watch.restart(c.g, up.Conn, c.x.service.Timeout, answering)
+		close(s.done)
+		return
+	}
+	close(s.done) // first: who is woken by the deadline asks why; s and c may be gone then
+	up.SetDeadline(past)
+}
+
+// guarded is copy, but a bug in it ends this call only.
+func (s *stream) guarded() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.c.g.cfg.Log.Error("body ended by a defect", "at", s.c.at, "panic", p, "stack", stack())
+			err = errDefect
+		}
+	}()
+	return s.copy()
+}
+
+// ended is why the body ended early, or nil.
+func (s *stream) ended() error {
+	select {
+	case <-s.done:
+		return s.err
+	default:
+		return nil
+	}
+}
+
+// answered notes that the answer has begun, which gives the upstream more time
+// for the body. It reports whether the whole body was sent before.
+func (s *stream) answered() bool {
+	s.begun.Store(true)
+	s.c.bodyWatch.restart(s.c.g, s.up.Conn, s.c.g.cfg.Bounds.Stall, busy)
+	select {
+	case <-s.done:
+		return s.err == nil
+	default:
+		return false
+	}
+}
+
+func (s *stream) copy() error {
+	c := s.c
+	b := body{kind: c.req.Body, left: c.req.Length}
+	room := c.x.service.MaxBody
+	for in := c.in.bytes(); ; {
+		out, used, done, err := b.recode(s.out[:0], in, &room)
+		if err != nil {
+			return err
+		}
+		in = in[used:]
+		if err := s.write(out); err != nil {
+			return err
+		}
+		if done {
+			s.rest = in
+			return nil
+		}
+		kept := copy(s.buf, in)
+		n, err := s.read(s.buf[kept:s.space(&b, kept)])
+		if err != nil {
+			return err
+		}
+		in = s.buf[:kept+n]
+	}
+}
+
+// recode appends to out the part of a body that in holds, framed anew, and
+// tells how much of in that was and whether the body is complete.
+func (b *body) recode(out, in []byte, room *int64) (_ []byte, used int, done bool, err error) {
+	for used < len(in) && !done {
+		var n int
+		var data []byte
+		if n, data, done, err = b.next(in[used:]); err != nil {
+			return out, used, false, fmt.Errorf("%w: %w", errClientBody, err)
+		}
+		if *room -= int64(len(data)); *room < 0 {
+			return out, used, false, errBodyTooLarge
+		}
+		if used += n; b.kind == http1.BodyChunked {
+			out = http1.AppendChunk(out, data)
+		} else {
+			out = append(out, data...)
+		}
+		if n == 0 {
+			break
+		}
+	}
+	if done && b.kind == http1.BodyChunked {
+		out = http1.AppendLastChunk(out)
+	}
+	return out, used, done, nil
+}
+
+// write sends a piece to the upstream, which has the service's timeout to take
+// it, or longer once it answers: then it may be the client who does not read.
+func (s *stream) write(out []byte) error {
+	c := s.c
+	if len(out) == 0 {
+		return nil
+	}
+	c.bodyWatch.start(c.g, s.up.Conn, c.x.service.Timeout, busy)
+	if s.begun.Load() {
+		c.bodyWatch.restart(c.g, s.up.Conn, c.g.cfg.Bounds.Stall, busy)
+	}
+	switch _, err := s.up.Write(out); {
+	case err == nil:
+		return nil
+	case c.bodyWatch.timedOut():
+		return errStalled
+	default:
+		return errUpstream
+	}
+}
+
+// read reads from the client.
+func (s *stream) read(buf []byte) (int, error) {
+	c := s.c
+	for {
+		c.bodyWatch.start(c.g, c.net, c.g.cfg.Bounds.Stall, streaming)
+		if !c.x.stillAllowed() {
+			return 0, errRevoked
+		}
+		n, err := c.net.Read(buf)
+		switch {
+		case n > 0:
+			return n, nil
+		case err != nil && !c.bodyWatch.interrupted():
+			return 0, errClientGone
+		}
+	}
+}
+
+// space is how far the buffer may be filled: not beyond a body of known length,
+// so that the next request stays where it belongs.
+func (s *stream) space(b *body, kept int) int {
+	if b.kind == http1.BodyLength {
+		return int(min(int64(len(s.buf)), int64(kept)+b.left))
+	}
+	return len(s.buf)
+}
+
+// finish ends the stream, if it has not ended, and reports whether the whole
+// body was sent.
+func (s *stream) finish() bool {
+	select {
+	case <-s.done:
+	default:
+		c, up := s.c, s.up
+		c.bodyWatch.end()
+		<-s.done
+		c.bodyWatch.reset()
+		c.net.SetDeadline(noDeadline)
+		up.SetDeadline(noDeadline)
+	}
+	return s.err == nil
+}

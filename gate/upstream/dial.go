@@ -1,0 +1,60 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"time"
+)
+
+var errPlain = errors.New("the endpoint must prove who it is, and there is no TLS configuration to check it with")
+
+// dial makes a connection in the place that is reserved for it, and gives the
+// place up if it cannot. It counts the failure and settles the trial, unless
+// the caller went away.
+func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
+	ctx, cancel := context.WithTimeout(caller, ep.c.cfg.ConnectTimeout)
+	defer cancel()
+	defer context.AfterFunc(ep.c.ctx, cancel)()
+	var config *tls.Config
+	var state any
+	if ep.c.cfg.TLS != nil {
+		config, state = ep.c.cfg.TLS(ep.Endpoint)
+	}
+	nc, sock, err := ep.connect(ctx, config)
+	if err == nil {
+		return &Conn{Conn: nc, Endpoint: ep.Endpoint, State: state, ep: ep, sock: sock, born: ep.c.now(), lent: true}, nil
+	}
+	ep.mu.Lock()
+	ep.vacate()
+	ep.mu.Unlock()
+	switch {
+	case ep.c.ctx.Err() != nil:
+		return nil, ep.c.fail(ReasonClosed, ep.Address, err)
+	case caller.Err() != nil:
+		return nil, ep.c.fail(ReasonCancelled, ep.Address, err)
+	}
+	ep.failed(*t)
+	*t = none
+	ep.c.resolveSoon(ep)
+	return nil, ep.c.fail(ReasonConnect, ep.Address, err)
+}
+
+// connect makes a TCP connection and, if the endpoint has it, TLS on it.
+func (ep *endpoint) connect(ctx context.Context, config *tls.Config) (nc, sock net.Conn, err error) {
+	if config == nil && (ep.ID != "" || ep.TLSName != "") {
+		return nil, nil, errPlain
+	}
+	dialer := net.Dialer{KeepAlive: 15 * time.Second}
+	sock, err = dialer.DialContext(ctx, "tcp", ep.Address)
+	if err != nil || config == nil {
+		return sock, sock, err
+	}
+	secure := tls.Client(sock, config)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		sock.Close()
+		return nil, nil, err
+	}
+	return secure, sock, nil
+}

@@ -1,0 +1,121 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"merlon"
+)
+
+// serveTLS is serve behind TLS, and the client's configuration for it.
+func serveTLS(t *testing.T) (*server, *tls.Config) {
+	h := httptest.NewUnstartedServer(nil)
+	h.StartTLS()
+	defer h.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(h.Certificate())
+	s := serve(t, func(nc net.Conn) {
+		echo(tls.Server(nc, &tls.Config{Certificates: h.TLS.Certificates}))
+	})
+	s.endpoint.TLSName = "example.com"
+	return s, &tls.Config{RootCAs: roots, ServerName: "example.com", MinVersion: tls.VersionTLS13}
+}
+
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	s, config := serveTLS(t)
+	asked := 0
+	c := open(t, Config{TLS: func(e merlon.Endpoint) (*tls.Config, any) {
+		if e != s.endpoint {
+			t.Errorf("asked for the configuration of %+v", e)
+		}
+		asked++
+		return config, "state"
+	}}, s.endpoint)
+	conn := get(t, c, false)
+	if conn.State != "state" {
+		t.Errorf("the connection has state %v, want that of its configuration", conn.State)
+	}
+	secure, ok := conn.Conn.(*tls.Conn)
+	if !ok || !secure.ConnectionState().HandshakeComplete {
+		t.Fatalf("not a TLS connection with its handshake done: %T", conn.Conn)
+	}
+	if _, ok := conn.Socket().(*net.TCPConn); !ok {
+		t.Errorf("the socket below is a %T", conn.Socket())
+	}
+	if err := call(conn); err != nil {
+		t.Fatal(err)
+	}
+	conn.Release(true)
+	c.sweep() // session tickets were read with the answer: nothing is left to read
+	if conn = get(t, c, false); !conn.Reused {
+		t.Error("a good TLS connection was swept")
+	}
+	conn.Release(true)
+	get(t, c, true).Release(true)
+	if asked != 2 {
+		t.Errorf("asked %d times for a configuration, want once per connection", asked)
+	}
+}
+
+// An endpoint that must prove who it is, is never spoken to in plain text.
+func TestNeverPlainWithIdentity(t *testing.T) {
+	t.Parallel()
+	s := serve(t, echo)
+	for _, e := range []merlon.Endpoint{
+		{Address: s.endpoint.Address, ID: "spiffe://shop.example/orders"},
+		{Address: s.endpoint.Address, TLSName: "api.stripe.com"},
+	} {
+		for _, f := range []func(merlon.Endpoint) (*tls.Config, any){nil, func(merlon.Endpoint) (*tls.Config, any) { return nil, nil }} {
+			c := open(t, Config{TLS: f}, e)
+			_, err := c.Get(context.Background(), false)
+			wantReason(t, err, ReasonConnect)
+			if !errors.Is(err, errPlain) {
+				t.Errorf("%+v: %v", e, err)
+			}
+		}
+	}
+	select {
+	case <-s.accepted:
+		t.Error("a connection was made")
+	default:
+	}
+}
+
+func TestTLSWrongName(t *testing.T) {
+	t.Parallel()
+	s, config := serveTLS(t)
+	config.ServerName = "orders.example"
+	c := open(t, Config{TLS: func(merlon.Endpoint) (*tls.Config, any) { return config, nil }}, s.endpoint)
+	_, err := c.Get(context.Background(), false)
+	wantReason(t, err, ReasonConnect)
+	var wrong x509.HostnameError
+	if !errors.As(err, &wrong) {
+		t.Errorf("cause %v", err)
+	}
+	if st := status(t, c, s.endpoint); st.Open != 0 || st.Active != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// ConnectTimeout covers the handshake.
+func TestHandshakeTimeout(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(nc net.Conn) { io.Copy(io.Discard, nc) })
+	c := open(t, Config{
+		ConnectTimeout: 20 * time.Millisecond,
+		TLS:            func(merlon.Endpoint) (*tls.Config, any) { return &tls.Config{ServerName: "x"}, nil },
+	}, s.endpoint)
+	_, err := c.Get(context.Background(), false)
+	wantReason(t, err, ReasonConnect)
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("cause %v", err)
+	}
+}

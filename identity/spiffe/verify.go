@@ -1,0 +1,118 @@
+package spiffe
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// maxChain is how many certificates a peer may show: its own and what lies
+// between it and the root.
+const maxChain = 4
+
+// verify checks that the peer's certificate is an X.509-SVID that chains to
+// the roots for this use, and returns its SPIFFE ID (X509-SVID 4 and 5).
+// crypto/tls has checked already that the peer holds the key.
+//
+// It hangs on VerifyConnection and not on VerifyPeerCertificate, which
+// crypto/tls skips for a resumed session.
+func verify(src Source, s tls.ConnectionState, c *tls.Config, usage x509.ExtKeyUsage) (string, error) {
+	switch n := len(s.PeerCertificates); {
+	case n == 0:
+		return "", errors.New("the peer showed no certificate")
+	case n > maxChain:
+		return "", fmt.Errorf("the peer showed %d certificates, at most %d are read", n, maxChain)
+	}
+	leaf := s.PeerCertificates[0]
+	if err := checkLeaf(leaf); err != nil {
+		return "", err
+	}
+	roots := src.Roots()
+	if roots == nil {
+		// x509 takes nil for the system's roots: every public CA could name workloads.
+		return "", errors.New("there are no roots to verify the peer by")
+	}
+	var now time.Time // zero: the system's clock
+	if c.Time != nil {
+		now = c.Time()
+	}
+	between := x509.NewCertPool()
+	for _, cert := range s.PeerCertificates[1:] {
+		between.AddCert(cert)
+	}
+	_, err := leaf.Verify(x509.VerifyOptions{
+		Roots:         roots,
+		Intermediates: between,
+		CurrentTime:   now,
+		KeyUsages:     []x509.ExtKeyUsage{usage},
+	})
+	if err != nil {
+		return "", err
+	}
+	return ID(leaf)
+}
+
+// checkLeaf holds a leaf to X509-SVID 4.1, 4.3, 4.4 and 5.2.
+func checkLeaf(leaf *x509.Certificate) error {
+	switch {
+	case leaf.IsCA:
+		return errors.New("the peer's certificate is a CA's, not a workload's")
+	case leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
+		return errors.New("the peer's certificate may sign certificates, a workload's may not")
+	case leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0:
+		return errors.New("the peer's certificate lacks the key usage digitalSignature")
+	case len(leaf.ExtKeyUsage) == 0:
+		// x509 takes none for any. An SVID says what it is for.
+		return errors.New("the peer's certificate lacks an extended key usage")
+	}
+	return nil
+}
+
+// ID is the SPIFFE ID of an X.509-SVID: its only URI name, well formed, byte
+// for byte as it was signed. ID does not verify the certificate.
+func ID(cert *x509.Certificate) (string, error) {
+	id, err := onlyURI(cert)
+	if err != nil {
+		return "", err
+	}
+	if _, err := spiffeid.FromString(id); err != nil {
+		return "", fmt.Errorf("%q is no SPIFFE ID: %w", id, err)
+	}
+	return id, nil
+}
+
+// onlyURI reads the certificate's one URI name (X509-SVID 2). It does not take
+// cert.URIs: url.URL folds the scheme's case and drops an empty fragment, so
+// several different names would read as one.
+func onlyURI(cert *x509.Certificate) (string, error) {
+	const tagURI = 6 // uniformResourceIdentifier (RFC 5280 4.2.1.6)
+	found, uri := 0, ""
+	for _, ext := range cert.Extensions {
+		if !ext.Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 17}) {
+			continue
+		}
+		var names asn1.RawValue
+		if rest, err := asn1.Unmarshal(ext.Value, &names); err != nil || len(rest) != 0 {
+			return "", errors.New("the certificate's names cannot be read")
+		}
+		for rest := names.Bytes; len(rest) > 0; {
+			var name asn1.RawValue
+			var err error
+			if rest, err = asn1.Unmarshal(rest, &name); err != nil {
+				return "", errors.New("the certificate's names cannot be read")
+			}
+			if name.Class == asn1.ClassContextSpecific && name.Tag == tagURI {
+				found, uri = found+1, string(name.Bytes)
+			}
+		}
+	}
+	if found != 1 {
+		return "", fmt.Errorf("the certificate has %d URI names, an SVID has exactly one", found)
+	}
+	return uri, nil
+}

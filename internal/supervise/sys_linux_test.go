@@ -1,0 +1,3 @@
+package supervise
+
+func deathSignal() error { return nil }

@@ -1,0 +1,7 @@
+//go:build unix && !linux
+
+package supervise
+
+import "errors"
+
+func deathSignal() error { return errors.New("this system has no death signal") }
