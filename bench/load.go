@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -25,9 +24,7 @@ type result struct {
 // load sends requests over conns keep-alive connections for a duration: as
 // many as go through, or at a fixed rate, when latency counts from the instant
 // at which a request was due, not from when it could be sent.
-func load(ctx context.Context, addr string, conns, rate int, d time.Duration) (result, error) {
-	ctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
+func load(addr string, conns, rate int, d time.Duration) (result, error) {
 	begin := time.Now()
 	var wg sync.WaitGroup
 	lats := make([][]time.Duration, conns)

@@ -81,10 +81,13 @@ func run(ctx context.Context, o options) error {
 	for round := range o.rounds {
 		for _, s := range scenarios {
 			for _, p := range peers {
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
 				if o.only != "" && p.name != o.only && p.name != "nginx" {
 					continue
 				}
-				m, err := l.measure(ctx, p, s, o)
+				m, err := l.measure(p, s, o)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", p.name, s.name, err)
 				}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -27,7 +26,7 @@ func (m *measurement) String() string {
 }
 
 // measure starts a proxy afresh, warms it up and loads it.
-func (l *lab) measure(ctx context.Context, p peer, s scenario, o options) (*measurement, error) {
+func (l *lab) measure(p peer, s scenario, o options) (*measurement, error) {
 	if l.backend == nil {
 		addr, err := freeAddr()
 		if err != nil {
@@ -47,11 +46,11 @@ func (l *lab) measure(ctx context.Context, p peer, s scenario, o options) (*meas
 		return nil, err
 	}
 	defer proxy.stop()
-	if _, err := load(ctx, addr, o.conns, s.rate, time.Second); err != nil {
+	if _, err := load(addr, o.conns, s.rate, time.Second); err != nil {
 		return nil, err
 	}
 	before := proxy.cpu()
-	r, err := load(ctx, addr, o.conns, s.rate, o.duration)
+	r, err := load(addr, o.conns, s.rate, o.duration)
 	if err != nil {
 		return nil, err
 	}

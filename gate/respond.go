@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"net/http"
 	"strings"
 	"time"
 	"unsafe"
@@ -147,14 +148,6 @@ func appendConnection(out []byte, keep bool, minor int) []byte {
 	return append(out, "\r\n"...)
 }
 
-// refuse answers a call that is denied.
-func (c *conn) refuse(keep bool) bool {
-	if c.x.verdict.Effect == merlon.Allow {
-		c.x.verdict = merlon.Verdict{}
-	}
-	return c.respond(keep)
-}
-
 // respond answers in the gate's own name: a status, the reason's code and the
 // id under which the record has the rest. The cause is not for the caller.
 func (c *conn) respond(keep bool) bool {
@@ -163,6 +156,9 @@ func (c *conn) respond(keep bool) bool {
 	status := x.answerStatus()
 	out := http1.AppendStatusLine(c.out[:0], status, "")
 	out = append(out, "Content-Type: application/json\r\nCache-Control: no-store\r\n"...)
+	out = append(out, "Date: "...)
+	out = x.start.UTC().AppendFormat(out, http.TimeFormat)
+	out = append(out, "\r\n"...)
 	out = http1.AppendField(out, headerReason, string(x.verdict.Reason))
 	out = x.appendVerdict(out)
 	switch {

@@ -33,7 +33,7 @@ func Format(src []byte) ([]byte, error) {
 		return f.onlyComments(), nil
 	}
 	if s.root.Kind == yaml.ScalarNode {
-		return nil, errors.New("an intent starts with keys such as services:")
+		return nil, errors.New("an intent starts with keys, such as \"services:\"")
 	}
 	f.root = f.build(s.root, nil)
 	f.attach()

@@ -439,8 +439,7 @@ func (v *Verifier) Status() []Status {
 func (v *Verifier) Close() {
 	v.stop()
 	for _, s := range v.remotes {
-		s.mu.Lock() // who was about to start a fetch has started it, or sees the end
-		s.mu.Unlock()
+		s.settle()
 	}
 	v.flights.Wait()
 	for _, s := range v.remotes {

@@ -265,3 +265,10 @@ func (s *source) status() Status {
 	defer s.mu.Unlock()
 	return s.last
 }
+
+// settle returns when whoever was about to start a fetch has started it or has
+// seen that the verifier is closed.
+func (s *source) settle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+}
