@@ -346,7 +346,7 @@ func (x *exchange) answerStatus() int {
 		return 403
 	case ReasonBodyTooLarge:
 		return 413
-	case ReasonUpgrade, ReasonConnect:
+	case ReasonUpgrade:
 		return 501
 	case upstream.ReasonNoEndpoint, upstream.ReasonConnect, upstream.ReasonClosed, ReasonUpstreamBroken, ReasonUpstreamBad:
 		return 502
