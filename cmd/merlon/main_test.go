@@ -157,7 +157,7 @@ func makeHistory(dir string) error {
 			return err
 		}
 		r.Time = epoch.Add(time.Duration(i) * 1500 * time.Millisecond).UnixNano()
-		r.ID, r.Intent = fmt.Sprintf("7q4zkx0v9mtw%08d", h.id), loaded.Hash
+		r.ID, r.Intent = fmt.Sprintf("7q4zkx0v9mtw%08d", h.id), loaded.Hash[:16]
 		if err := w.Add(r); err != nil {
 			return err
 		}
