@@ -238,9 +238,7 @@ func (u *ui) applied(r *control.Result) error {
 	if u.json {
 		u.printJSON(r)
 	} else {
-		if !r.Unchanged {
-			u.printChanges(r.Commit.Changes)
-		}
+		u.printChanges(r.Commit.Changes)
 		switch {
 		case r.Unchanged:
 			u.printf("intent %s is in force already\n", u.cyan(short(r.Commit.Hash)))
@@ -259,43 +257,6 @@ func (u *ui) applied(r *control.Result) error {
 		return &exit{code: exitFailed}
 	}
 	return nil
-}
-
-// applyFailed shows why an intent was not put in force.
-func (u *ui) applyFailed(dir string, err error) error {
-	if w, ok := errors.AsType[*control.WidensError](err); ok {
-		const text, hint = "the change widens access, and so nothing was changed", "look at what is newly allowed; if it is meant, repeat with --widen"
-		if u.json {
-			u.printJSON(map[string]any{"ok": false, "error": text, "hint": hint, "widens": true, "changes": w.Changes})
-			return &exit{code: exitWidens}
-		}
-		u.printChanges(w.Changes)
-		return &exit{exitWidens, hinted(errors.New(text), hint)}
-	}
-	if ds, ok := errors.AsType[merlon.Diagnostics](err); ok {
-		files, ferr := openDir(dir)
-		if ferr != nil {
-			return err
-		}
-		return u.diagnose(dir, files, ds)
-	}
-	return err
-}
-
-// compile compiles what was loaded, and shows what is wrong with it.
-func (u *ui) compile(dir string, loaded *intent.Loaded) (*policy.Policy, merlon.Diagnostics, error) {
-	p, ds := policy.Compile(loaded.Intent)
-	if !ds.Failed() {
-		ds = append(ds, p.Test()...)
-	}
-	if ds.Failed() {
-		files, err := openDir(dir)
-		if err != nil {
-			return nil, nil, err
-		}
-		return nil, nil, u.diagnose(dir, files, ds)
-	}
-	return p, ds, nil
 }
 
 func newFmt(u *ui) *cobra.Command {

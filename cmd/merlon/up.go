@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"merlon"
 	"merlon/control"
 	"merlon/intent"
+	"merlon/policy"
 )
 
 func newUp(u *ui) *cobra.Command {
@@ -169,4 +171,41 @@ func first(list []string) string {
 		return ""
 	}
 	return list[0]
+}
+
+// applyFailed shows why an intent was not put in force.
+func (u *ui) applyFailed(dir string, err error) error {
+	if w, ok := errors.AsType[*control.WidensError](err); ok {
+		const text, hint = "the change widens access, and so nothing was changed", "look at what is newly allowed; if it is meant, repeat with --widen"
+		if u.json {
+			u.printJSON(map[string]any{"ok": false, "error": text, "hint": hint, "widens": true, "changes": w.Changes})
+			return &exit{code: exitWidens}
+		}
+		u.printChanges(w.Changes)
+		return &exit{exitWidens, hinted(errors.New(text), hint)}
+	}
+	if ds, ok := errors.AsType[merlon.Diagnostics](err); ok {
+		files, ferr := openDir(dir)
+		if ferr != nil {
+			return err
+		}
+		return u.diagnose(dir, files, ds)
+	}
+	return err
+}
+
+// compile compiles what was loaded, and shows what is wrong with it.
+func (u *ui) compile(dir string, loaded *intent.Loaded) (*policy.Policy, merlon.Diagnostics, error) {
+	p, ds := policy.Compile(loaded.Intent)
+	if !ds.Failed() {
+		ds = append(ds, p.Test()...)
+	}
+	if ds.Failed() {
+		files, err := openDir(dir)
+		if err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, u.diagnose(dir, files, ds)
+	}
+	return p, ds, nil
 }
