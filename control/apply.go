@@ -64,24 +64,28 @@ func (c *Control) Plan(ctx context.Context, l *intent.Loaded) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return nil, ErrClosed
-	}
-	return c.plan(l, newForce(Commit{}, l.Intent, p)), nil
+	plan, _, err := c.plan(l, newForce(Commit{}, l.Intent, p))
+	return plan, err
 }
 
-// plan needs c.mu.
-func (c *Control) plan(l *intent.Loaded, f *force) *Plan {
-	plan := &Plan{To: l.Hash, Problems: c.enforceable(f)}
-	var old *policy.Policy
-	if c.inForce != nil {
-		plan.From, old = c.inForce.commit.Hash, c.inForce.policy
+// plan compares f with what is in force. That may take a while, so gates are
+// not kept waiting for it.
+func (c *Control) plan(l *intent.Loaded, f *force) (*Plan, *force, error) {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil, nil, ErrClosed
 	}
-	plan.Changes = verify.Diff(old, f.policy)
+	old := c.inForce
+	plan := &Plan{To: l.Hash, Problems: c.enforceable(f)}
+	c.mu.Unlock()
+	var was *policy.Policy
+	if old != nil {
+		plan.From, was = old.commit.Hash, old.policy
+	}
+	plan.Changes = verify.Diff(was, f.policy)
 	plan.Widens = verify.Widens(plan.Changes)
-	return plan
+	return plan, old, nil
 }
 
 // compile compiles an intent and runs its tests.
@@ -109,20 +113,14 @@ func (c *Control) Apply(ctx context.Context, l *intent.Loaded, opt ApplyOptions)
 	c.applying.Lock()
 	defer c.applying.Unlock()
 
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
-		return nil, ErrClosed
+	f := newForce(Commit{}, l.Intent, p)
+	plan, old, err := c.plan(l, f)
+	if err != nil {
+		return nil, err
 	}
-	old := c.inForce
-	if old != nil && old.commit.Hash == l.Hash {
-		c.mu.Unlock()
+	if plan.From == plan.To {
 		return c.again(ctx, old, warnings)
 	}
-	f := newForce(Commit{}, l.Intent, p)
-	plan := c.plan(l, f)
-	c.mu.Unlock()
-
 	if plan.Widens && !opt.Widen && old != nil {
 		return nil, &WidensError{Changes: plan.Changes}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"merlon"
 	"merlon/gate/http1"
+	"merlon/gate/upstream"
 	"merlon/identity/spiffe"
 	"merlon/record"
 )
@@ -37,13 +38,16 @@ type conn struct {
 	res    http1.Response
 	x      exchange
 	stream *stream // the request body, when it was not read with its head
+	sent   *stream // a stream that has ended, and holds unread
 	unread []byte  // what was read beyond that body
 	rec    record.Record
 	// reserved says that the record of this call has room already.
 	reserved bool
 
-	watch     watch
-	bodyWatch watch // of the goroutine of a request body
+	lent *upstream.Conn // the connection that this call has borrowed
+
+	watch     watch // of what this goroutine waits for
+	bodyWatch watch // of what the goroutine of stream waits for
 }
 
 // reader is a connection and what was read from it but not yet used. The views
@@ -78,6 +82,18 @@ func (rd *reader) fill() error {
 	return err
 }
 
+// more reads until n bytes are there, without moving any: views of what was
+// read before stay good. There must be room for them.
+func (rd *reader) more(n int) error {
+	for rd.w-rd.r < n {
+		m, err := rd.conn.Read(rd.buf[rd.w : rd.r+n])
+		if rd.w += m; m == 0 && err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (rd *reader) bytes() []byte { return rd.buf[rd.r:rd.w] }
 
 var conns = sync.Pool{New: func() any {
@@ -95,21 +111,7 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 	c.in.conn, c.in.r, c.in.w = nc, 0, 0
 	c.peer = peer{addr: client, client: client.String()}
 	c.x.g, c.x.at, c.x.peer, c.x.req = g, at, &c.peer, &c.req
-	defer func() {
-		// A bug met by one hostile request must not end every connection.
-		p := recover()
-		g.open.remove(c, client, at == AtEdge)
-		c.net.Close()
-		if c.reserved {
-			g.cfg.Records.Cancel()
-		}
-		if p != nil {
-			// Its memory may still be in use elsewhere: it is not used again.
-			g.cfg.Log.Error("connection ended by a defect", "at", at, "panic", p, "stack", stack())
-			return
-		}
-		c.release()
-	}()
+	defer c.end(client)
 	if !g.open.add(c) {
 		return
 	}
@@ -121,21 +123,42 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 	}
 }
 
+// end closes the connection and gives back what it holds.
+func (c *conn) end(client netip.Addr) {
+	// A bug met by one hostile request must not end every connection.
+	if p := recover(); p != nil {
+		c.g.cfg.Log.Error("connection ended by a defect", "at", c.at, "panic", p, "stack", stack())
+		c.endBody()
+		if c.lent != nil {
+			c.lent.Release(false)
+		}
+		if c.reserved { // the call may have passed: there must be evidence
+			c.x.verdict.Reason, c.x.detail = ReasonDefect, "the gate met a defect of its own"
+			c.record(0, 0)
+		}
+	}
+	c.g.open.remove(c, client, c.at == AtEdge)
+	c.net.Close()
+	c.release()
+}
+
 // release gives the memory back, holding on to nothing of the client's.
 func (c *conn) release() {
 	c.g, c.net, c.in.conn, c.up.conn = nil, nil, nil, nil
-	c.peer, c.stream, c.rec = peer{}, nil, record.Record{}
+	c.peer, c.stream, c.lent, c.rec = peer{}, nil, nil, record.Record{}
 	c.x.call, c.x.verdict, c.x.f = merlon.Call{}, merlon.Verdict{}, nil
 	c.req.Reset()
 	c.res.Reset()
 	c.reserved, c.unread = false, nil
+	c.dropSent()
 	c.watch.reset()
+	c.bodyWatch.reset()
 	conns.Put(c)
 }
 
 // prove finds out who is at the other end, as far as the connection tells.
 func (c *conn) prove() error {
-	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Handshake)
+	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Handshake, busy)
 	switch c.at {
 	case Inbound:
 		return c.proveWorkload(tls.Server(c.net, spiffe.ServerConfig(c.g.cfg.Source, c.g.cfg.TrustDomain)))
@@ -177,28 +200,28 @@ func (c *conn) proveWorkload(tc *tls.Conn) error {
 	}
 	leaf := state.PeerCertificates[0]
 	c.peer.key, c.peer.until = leaf.PublicKey, leaf.NotAfter
-	c.peer.renew = leaf.NotAfter.Add(-leaf.NotAfter.Sub(leaf.NotBefore) / 8)
+	c.peer.renew = renewal(time.Now(), leaf.NotAfter)
 	c.peer.caller = merlon.Caller{Kind: merlon.Workload, Name: name, Subject: id}
 	c.net, c.in.conn = tc, tc
 	return nil
 }
 
+// renewal is when a connection that rests on certificates until then should
+// make way for a new one, so that none is used beyond their end.
+func renewal(now, until time.Time) time.Time { return until.Add(-until.Sub(now) / 4) }
+
 // next serves one request and reports whether another may follow.
 func (c *conn) next() bool {
 	limits := c.at.limits()
 	c.req.Reset()
-	idle := c.in.r == c.in.w
-	if idle {
-		c.watch.idle(c.g, c.net, c.g.cfg.Bounds.Idle)
-		if c.g.draining.Load() {
-			return false
-		}
-		if c.in.fill() != nil {
+	if c.in.r == c.in.w {
+		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
+		// Asked after the wait is known: a drain either sees it or is seen.
+		if c.g.draining.Load() || c.in.fill() != nil {
 			return false
 		}
 	}
-	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Head)
-	for {
+	for first := true; ; first = false {
 		n, err := c.req.Parse(c.in.bytes(), limits)
 		if err != nil {
 			c.refuseMalformed(err)
@@ -206,7 +229,11 @@ func (c *conn) next() bool {
 		}
 		if n > 0 {
 			c.in.r += n
+			c.watch.stop()
 			return c.serve() && c.takeUnread()
+		}
+		if first {
+			c.watch.start(c.g, c.net, c.g.cfg.Bounds.Head, busy)
 		}
 		if err := c.in.fill(); err != nil {
 			if errors.Is(err, errBufferFull) {
@@ -244,7 +271,7 @@ func (c *conn) serve() (keep bool) {
 			return c.forward(keep)
 		}
 	}
-	return c.respond(keep)
+	return c.refuse(keep)
 }
 
 // takeUnread puts bytes that belong to the next request where it is read from.
@@ -253,14 +280,22 @@ func (c *conn) takeUnread() bool {
 		c.in.r, c.in.w = 0, copy(c.in.buf, c.unread)
 		c.unread = nil
 	}
+	c.dropSent()
 	return true
+}
+
+func (c *conn) dropSent() {
+	if c.sent != nil {
+		c.sent.release()
+		c.sent = nil
+	}
 }
 
 // begin resets the exchange for the request at hand.
 func (x *exchange) begin() {
 	x.f = x.g.force.Load()
 	x.call = merlon.Call{}
-	x.service, x.limited, x.detail, x.status = nil, nil, "", 0
+	x.service, x.limited, x.detail, x.upstream, x.status = nil, nil, "", "", 0
 	x.verdict = merlon.Verdict{}
 	x.start = time.Now()
 	x.id = ""

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -38,8 +39,8 @@ type estate struct {
 	records map[merlon.Place]string
 	writers []*record.Writer
 	edgePEM []byte
-	serial  int
 	files   fstest.MapFS // beside the intent
+	setup   setup
 }
 
 // load reads an intent; files are "name: content" pairs beside it.
@@ -64,7 +65,26 @@ func start(t testing.TB, text string, apps map[string]http.Handler, bounds ...ga
 
 func startWith(t testing.TB, text string, files fstest.MapFS, apps map[string]http.Handler, bounds ...gate.Bounds) *estate {
 	t.Helper()
-	l := load(t, text, files)
+	s := setup{files: files, apps: apps}
+	if len(bounds) > 0 {
+		s.bounds = bounds[0]
+	}
+	return s.start(t, text)
+}
+
+// setup is what an estate may be started with beside its intent.
+type setup struct {
+	files     fstest.MapFS // beside the intent
+	apps      map[string]http.Handler
+	addresses map[string]string // of apps that the test runs itself
+	bounds    gate.Bounds
+	lifetime  time.Duration  // of SVIDs
+	records   record.Options // of every gate
+}
+
+func (s setup) start(t testing.TB, text string) *estate {
+	t.Helper()
+	l := load(t, text, s.files)
 	e := &estate{
 		t:       t,
 		gates:   map[merlon.Place]*gate.Gate{},
@@ -72,22 +92,20 @@ func startWith(t testing.TB, text string, files fstest.MapFS, apps map[string]ht
 		out:     map[string]string{},
 		apps:    map[string]string{},
 		records: map[merlon.Place]string{},
-		files:   files,
+		files:   s.files,
+		setup:   s,
 	}
 	var err error
-	e.auth, err = authority.Open(filepath.Join(t.TempDir(), "authority"), l.Intent.TrustDomain, authority.Options{})
+	e.auth, err = authority.Open(filepath.Join(t.TempDir(), "authority"), l.Intent.TrustDomain, authority.Options{Lifetime: s.lifetime})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { e.auth.Close() })
-	for name, h := range apps {
+	maps.Copy(e.apps, s.addresses)
+	for name, h := range s.apps {
 		server := httptest.NewServer(h)
 		t.Cleanup(server.Close)
 		e.apps[name] = server.Listener.Addr().String()
-	}
-	var b gate.Bounds
-	if len(bounds) > 0 {
-		b = bounds[0]
 	}
 	serve := map[merlon.Place]map[gate.Position]net.Listener{}
 	if l.Intent.Gateway != nil {
@@ -95,16 +113,16 @@ func startWith(t testing.TB, text string, files fstest.MapFS, apps map[string]ht
 		e.edge = lis.Addr().String()
 		serve[merlon.Edge] = map[gate.Position]net.Listener{gate.AtEdge: lis}
 	}
-	for _, s := range l.Intent.Services {
-		if s.External {
+	for _, svc := range l.Intent.Services {
+		if svc.External {
 			continue
 		}
 		in, out := listen(t), listen(t)
-		e.in[s.Name], e.out[s.Name] = in.Addr().String(), out.Addr().String()
-		serve[merlon.Place{Service: s.Name}] = map[gate.Position]net.Listener{gate.Inbound: in, gate.Outbound: out}
+		e.in[svc.Name], e.out[svc.Name] = in.Addr().String(), out.Addr().String()
+		serve[merlon.Place{Service: svc.Name}] = map[gate.Position]net.Listener{gate.Inbound: in, gate.Outbound: out}
 	}
 	for place, listeners := range serve {
-		g := e.gate(l.Intent, place, b)
+		g := e.gate(l.Intent, place)
 		if err := g.Swap(e.orders(l, place)); err != nil {
 			t.Fatalf("%v: %v", place, err)
 		}
@@ -124,7 +142,7 @@ func listen(t testing.TB) net.Listener {
 	return l
 }
 
-func (e *estate) gate(in *merlon.Intent, place merlon.Place, b gate.Bounds) *gate.Gate {
+func (e *estate) gate(in *merlon.Intent, place merlon.Place) *gate.Gate {
 	e.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	e.t.Cleanup(cancel)
@@ -135,7 +153,12 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place, b gate.Bounds) *gat
 	}
 	dir := filepath.Join(e.t.TempDir(), "records")
 	e.records[place] = dir
-	records, err := record.Open(dir, record.Options{Now: time.Now, FlushEvery: 5 * time.Millisecond})
+	opt := e.setup.records
+	opt.Now = time.Now
+	if opt.FlushEvery == 0 {
+		opt.FlushEvery = 5 * time.Millisecond
+	}
+	records, err := record.Open(dir, opt)
 	if err != nil {
 		e.t.Fatal(err)
 	}
@@ -146,7 +169,7 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place, b gate.Bounds) *gat
 		Source:      source,
 		Records:     records,
 		Log:         log,
-		Bounds:      b,
+		Bounds:      e.setup.bounds,
 		EdgeCertificate: func(hosts []string) (*tls.Certificate, error) {
 			cert, pem, err := e.auth.EdgeCertificate(hosts)
 			e.edgePEM = pem
@@ -195,6 +218,47 @@ func (e *estate) swap(text string) {
 	for place, g := range e.gates {
 		if err := g.Swap(e.orders(l, place)); err != nil {
 			e.t.Fatalf("%v: %v", place, err)
+		}
+	}
+}
+
+// stop ends all gates and closes their records.
+func (e *estate) stop() {
+	for _, g := range e.gates {
+		g.Close()
+	}
+	for _, w := range e.writers {
+		w.Close()
+	}
+}
+
+// evidence is what a place has recorded, after stop.
+func (e *estate) evidence(place merlon.Place) []record.Record {
+	e.t.Helper()
+	var all []record.Record
+	for r, err := range record.Read(e.records[place], record.Filter{}) {
+		if err != nil {
+			e.t.Fatalf("records of %v: %v", place, err)
+		}
+		all = append(all, r)
+	}
+	if _, err := record.Verify(e.records[place]); err != nil {
+		e.t.Errorf("records of %v: %v", place, err)
+	}
+	return all
+}
+
+// until waits for a condition, and fails the test if it does not come.
+func until(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for !condition() {
+		select {
+		case <-look.C:
+		case <-deadline:
+			t.Fatalf("waited in vain for %s", what)
 		}
 	}
 }
@@ -276,8 +340,21 @@ func raw(t testing.TB, c net.Conn, request string) (status int, reason string, c
 	return res.StatusCode, res.Header.Get("Merlon-Reason"), err == io.EOF
 }
 
+func dial(t testing.TB, address string) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
 func (e *estate) dialEdge() net.Conn {
 	e.t.Helper()
+	if e.edgePEM == nil {
+		return dial(e.t, e.edge)
+	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(e.edgePEM)
 	c, err := tls.Dial("tcp", e.edge, &tls.Config{RootCAs: roots, ServerName: "shop.example"})

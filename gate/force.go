@@ -54,6 +54,9 @@ func (g *Gate) Swap(o *merlon.Orders) error {
 		return err
 	}
 	g.force.Store(f)
+	// Calls that are still streaming are asked again, also those that wait for
+	// the next piece.
+	g.open.interrupt(streaming)
 	if old != nil {
 		old.close(f)
 	}
@@ -158,8 +161,9 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoint, old *force) *upstream.Cluster {
 	retry := retryPercent(in, name)
 	if old != nil {
-		if c := old.clusters[name]; c != nil && retryPercent(&old.orders.Intent, name) == retry {
+		if c := old.clusters[name]; c != nil {
 			c.Update(endpoints)
+			c.SetRetry(retry)
 			return c
 		}
 	}
@@ -186,8 +190,8 @@ func (g *Gate) upstreamTLS(e merlon.Endpoint) (*tls.Config, any) {
 	case e.ID != "":
 		// The SVID is fixed here, so that the connection knows which key it
 		// has proved: see exchange.assert.
-		own := pinned{g.cfg.Source, g.cfg.Source.SVID()}
-		return spiffe.ClientConfig(own, e.ID), own.svid
+		s := g.currentSigning()
+		return spiffe.ClientConfig(pinned{g.cfg.Source, s.svid}, e.ID), &session{signing: s}
 	case e.TLSName != "":
 		return &tls.Config{ServerName: e.TLSName, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}, nil
 	}
@@ -217,16 +221,24 @@ type pinned struct {
 
 func (p pinned) SVID() *tls.Certificate { return p.svid }
 
-// signingKey is the key of the current SVID and its name. The name takes a
-// hash, so it is kept as long as the SVID.
-func (g *Gate) signingKey() (crypto.Signer, string) {
-	svid := g.cfg.Source.SVID()
-	known := g.signing.Load()
-	if known == nil || known.svid != svid {
-		known = newSigning(svid)
-		g.signing.Store(known)
+// session is a connection to another gate: what was proved on it.
+type session struct {
+	*signing
+	renew time.Time // when it should make way for one with newer certificates
+}
+
+// holds reports whether a call at now may still use the connection. The other
+// gate refuses one whose certificate has ended, and this one would be as wrong
+// to go on speaking to a certificate that has.
+func (s *session) holds(up *upstream.Conn, now time.Time) bool {
+	if secure, ok := up.Conn.(*tls.Conn); ok && s.renew.IsZero() {
+		until := secure.ConnectionState().PeerCertificates[0].NotAfter
+		if leaf := s.svid.Leaf; leaf != nil && leaf.NotAfter.Before(until) {
+			until = leaf.NotAfter
+		}
+		s.renew = renewal(now, until)
 	}
-	return known.key, known.kid
+	return !up.Reused || now.Before(s.renew)
 }
 
 // signing is the key of an SVID, ready for use.
@@ -236,9 +248,22 @@ type signing struct {
 	kid  string
 }
 
-func newSigning(svid *tls.Certificate) *signing {
-	key, kid := spiffe.Key(svid)
-	return &signing{svid, key, kid}
+// currentSigning is that of the current SVID. The key's name takes a hash, so
+// it is kept as long as the SVID.
+func (g *Gate) currentSigning() *signing {
+	svid := g.cfg.Source.SVID()
+	known := g.signing.Load()
+	if known == nil || known.svid != svid {
+		key, kid := spiffe.Key(svid)
+		known = &signing{svid, key, kid}
+		g.signing.Store(known)
+	}
+	return known
+}
+
+func (g *Gate) signingKey() (crypto.Signer, string) {
+	s := g.currentSigning()
+	return s.key, s.kid
 }
 
 // reportKeys logs how the key sets of logins fare.

@@ -2,7 +2,9 @@ package gate
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 
@@ -27,11 +29,8 @@ func (c *conn) forward(keep bool) bool {
 	if cluster == nil {
 		return c.fail(nil, keep, failure{reason: upstream.ReasonNoEndpoint, cause: errors.New("no endpoint for " + x.service.Name)})
 	}
-	if c.req.Expect && !c.bodyBuffered() {
-		if _, err := c.net.Write(continueLine); err != nil {
-			c.record(0, 0)
-			return false
-		}
+	if err := c.awaitBody(); err != nil {
+		return c.fail(nil, keep, failure{reason: ReasonClientGone, cause: err})
 	}
 	for attempt := 0; ; attempt++ {
 		up, f := c.send(cluster, attempt > 0)
@@ -42,11 +41,35 @@ func (c *conn) forward(keep bool) bool {
 			return c.fail(up, keep, f)
 		}
 		up.Failed(f.kind)
-		up.Release(false)
+		c.giveBack(up, false)
 	}
 }
 
 var continueLine = []byte("HTTP/1.1 100 Continue\r\n\r\n")
+
+// awaitBody asks for the body if the client waits to be asked, and reads it
+// whole when the buffer has room for it: a client that sends a little slowly
+// then holds nothing of the upstream.
+func (c *conn) awaitBody() error {
+	if c.bodyBuffered() {
+		return nil
+	}
+	small := c.req.Body == http1.BodyLength && c.req.Length <= int64(len(c.in.buf)-c.in.r)
+	if !c.req.Expect && !small {
+		return nil
+	}
+	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
+	defer c.watch.stop()
+	if c.req.Expect {
+		if _, err := c.net.Write(continueLine); err != nil {
+			return errClientGone
+		}
+	}
+	if small && c.in.more(int(c.req.Length)) != nil {
+		return errClientGone
+	}
+	return nil
+}
 
 // mayRetry allows one more try of a call that surely has had no effect: it can
 // be sent again whole, repeating it is harmless (RFC 9110 9.2.2), no byte of an
@@ -78,8 +101,7 @@ func (c *conn) bodyBuffered() bool {
 // the head of the final answer into c.res.
 func (c *conn) send(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, failure) {
 	c.up.r, c.up.w = 0, 0
-	c.watch.start(c.g, c.net, forever) // Get is bounded by itself
-	up, err := cluster.Get(context.Background(), fresh)
+	up, err := c.borrow(cluster, fresh)
 	if err != nil {
 		return nil, unreachable(err)
 	}
@@ -87,32 +109,61 @@ func (c *conn) send(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, fail
 	if err := c.buildRequest(up); err != nil {
 		return up, failure{reason: merlon.ReasonUnidentified, cause: err}
 	}
-	if c.bodyBuffered() {
-		c.watch.start(c.g, up.Conn, c.x.service.Timeout)
-		if _, err := up.Write(c.out); err != nil {
-			return up, c.broken(err, up.Reused)
-		}
-		return up, c.readHead(up)
+	c.watch.start(c.g, up.Conn, c.x.service.Timeout, busy)
+	if !c.bodyBuffered() {
+		return up, c.sendStream(up)
 	}
-	return up, c.sendStream(up)
+	if _, err := up.Write(c.out); err != nil {
+		return up, c.broken(err, up.Reused)
+	}
+	return up, c.readHead(up)
 }
+
+// borrow gets a connection to the upstream: a pooled one only while the
+// certificates that were shown on it hold.
+func (c *conn) borrow(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, error) {
+	for {
+		up, err := cluster.Get(context.Background(), fresh)
+		if err != nil {
+			return nil, err
+		}
+		if s, mutual := up.State.(*session); mutual && !s.holds(up, c.x.start) {
+			up.Release(false)
+			continue
+		}
+		c.lent, c.x.upstream = up, up.Endpoint.Address
+		return up, nil
+	}
+}
+
+// giveBack ends the loan of up.
+func (c *conn) giveBack(up *upstream.Conn, keep bool) {
+	c.lent = nil
+	up.Release(keep)
+}
+
+// maxInterim is how many interim answers one call may get (RFC 9110 15.2).
+const maxInterim = 32
 
 // readHead reads the head of the final answer, passing over interim ones.
 func (c *conn) readHead(up *upstream.Conn) failure {
 	limits := http1.Limits{Head: bufferSize}
-	for {
+	for interim := 0; ; {
 		if c.up.w > c.up.r {
 			n, err := c.res.Parse(c.up.bytes(), c.req.Method, limits)
 			if err != nil {
-				return failure{ReasonUpstreamBad, err, upstream.Reset, true}
+				return invalid(err)
 			}
 			if n > 0 {
 				c.up.r += n
-				if c.res.Status == 101 {
-					return failure{ReasonUpstreamBad, errors.New("the upstream switched protocols unasked"), upstream.Reset, true}
-				}
-				if c.res.Status >= 200 {
+				switch {
+				case c.res.Status == 101:
+					return invalid(errors.New("the upstream switched protocols unasked"))
+				case c.res.Status >= 200:
 					return failure{}
+				}
+				if interim++; interim > maxInterim {
+					return invalid(errors.New("too many interim answers"))
 				}
 				c.res.Reset()
 				continue
@@ -120,12 +171,15 @@ func (c *conn) readHead(up *upstream.Conn) failure {
 		}
 		if err := c.up.fill(); err != nil {
 			if errors.Is(err, errBufferFull) {
-				return failure{ReasonUpstreamBad, errors.New("the head of the answer is too large"), upstream.Reset, true}
+				return invalid(errors.New("the head of the answer is too large"))
 			}
 			return c.broken(err, up.Reused)
 		}
 	}
 }
+
+// invalid is an answer that is not strict HTTP.
+func invalid(err error) failure { return failure{ReasonUpstreamBad, err, upstream.Reset, true} }
 
 // unreachable names why there is no connection.
 func unreachable(err error) failure {
@@ -153,49 +207,60 @@ func (c *conn) broken(err error, reused bool) failure {
 
 // fail answers a call that was allowed but could not be carried out.
 func (c *conn) fail(up *upstream.Conn, keep bool, f failure) bool {
+	c.watch.stop()
 	if up != nil {
 		if f.theirs {
 			up.Failed(f.kind)
 		}
-		up.Release(false)
+		c.giveBack(up, false)
 	}
-	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall)
 	c.x.verdict.Reason = f.reason
+	if f.reason == ReasonRevoked {
+		c.x.verdict = deny(ReasonRevoked)
+	}
 	c.x.detail = f.cause.Error()
 	return c.respond(keep)
 }
 
 // answer sends the upstream's answer to the client.
 func (c *conn) answer(up *upstream.Conn, keep bool) bool {
-	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall)
-	switch c.res.Status {
-	case 502, 503, 504:
+	if s := c.stream; s != nil && !s.answered() {
+		keep = false // the client must not be told to go on in the middle of a body
+	}
+	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
+	chunked := c.buildResponse(&keep)
+	sent, f := c.sendBody(up, chunked)
+	whole := f.reason == ""
+	switch {
+	case f.theirs:
+		up.Failed(f.kind)
+	case c.res.Status == 502 || c.res.Status == 503 || c.res.Status == 504:
 		up.Failed(upstream.Gateway)
 	default:
 		up.Succeeded()
 	}
-	chunked := c.buildResponse(&keep)
-	sent, whole, err := c.sendBody(up, chunked)
 	sentAll := c.endBody()
-	reusable := whole && sentAll && c.up.r == c.up.w && !c.res.Close && c.res.Body != http1.BodyClose
-	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall)
-	up.Release(reusable)
-	if err != nil {
-		c.x.detail = err.Error()
+	c.watch.stop()
+	c.giveBack(up, whole && sentAll && c.up.r == c.up.w && !c.res.Close && c.res.Body != http1.BodyClose)
+	if !whole {
+		c.x.verdict.Reason, c.x.detail = f.reason, f.cause.Error()
+		if f.reason == ReasonRevoked {
+			c.x.verdict = deny(ReasonRevoked)
+		}
 	}
 	c.record(c.res.Status, sent)
-	if !keep || !whole {
-		return false
-	}
-	if !sentAll {
+	switch {
+	case !whole:
+		c.abort()
+	case !sentAll || !keep && c.in.r < c.in.w:
 		c.linger()
 	}
-	return sentAll
+	return whole && sentAll && keep
 }
 
 // sendBody sends c.out, which holds the head, and the body after it. It tells
-// how much of a body went out and whether that was all of it.
-func (c *conn) sendBody(up *upstream.Conn, chunked bool) (sent int64, whole bool, err error) {
+// how much of a body went out, and why that was not all.
+func (c *conn) sendBody(up *upstream.Conn, chunked bool) (sent int64, f failure) {
 	b := body{kind: c.res.Body, left: c.res.Length}
 	if c.bodiless() {
 		b.kind = http1.BodyNone
@@ -203,65 +268,89 @@ func (c *conn) sendBody(up *upstream.Conn, chunked bool) (sent int64, whole bool
 	for {
 		n, data, done, err := b.next(c.up.bytes())
 		if err != nil {
-			c.net.Write(c.out)
-			return sent, false, err
+			return sent, invalid(err)
 		}
 		c.up.r += n
 		sent += int64(len(data))
-		if chunked && len(data) > 0 {
+		if chunked {
 			c.out = http1.AppendChunk(c.out, data)
 		} else {
 			c.out = append(c.out, data...)
 		}
-		if done {
-			if chunked {
-				c.out = http1.AppendLastChunk(c.out)
-			}
-			_, err = c.net.Write(c.out)
-			return sent, err == nil, err
-		}
-		if n > 0 && c.up.w > c.up.r {
+		if n > 0 && !done && c.up.w > c.up.r {
 			continue
 		}
-		if len(c.out) > 0 {
+		if !done && len(c.out) > 0 {
 			if _, err := c.net.Write(c.out); err != nil {
-				return sent, false, err
+				return sent, clientGone(err)
 			}
 			c.out = c.out[:0]
 		}
-		if err := c.stillAllowed(); err != nil {
-			return sent, false, err
+		if !done {
+			done, f = c.refill(up, b.kind)
 		}
-		c.watch.start(c.g, up.Conn, c.g.cfg.Bounds.Stall)
-		if err := c.up.fill(); err != nil {
-			if errors.Is(err, io.EOF) && b.kind == http1.BodyClose {
-				if chunked {
-					c.out = http1.AppendLastChunk(c.out)
-					_, err = c.net.Write(c.out)
-					return sent, err == nil, err
-				}
-				return sent, true, nil
-			}
-			return sent, false, err
+		switch {
+		case f.reason != "":
+			return sent, f
+		case !done:
+			continue
+		case chunked:
+			c.out = http1.AppendLastChunk(c.out)
 		}
-		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall)
+		if _, err = c.net.Write(c.out); err != nil {
+			return sent, clientGone(err)
+		}
+		return sent, failure{}
 	}
 }
+
+func clientGone(err error) failure {
+	return failure{reason: ReasonClientGone, cause: fmt.Errorf("the answer could not be sent: %w", err)}
+}
+
+// refill reads the next piece of the answer. It reports whether the body ended
+// with the connection.
+func (c *conn) refill(up *upstream.Conn, kind http1.Body) (end bool, f failure) {
+	for {
+		c.watch.start(c.g, up.Conn, c.g.cfg.Bounds.Stall, streaming)
+		// Asked after the wait is known: new orders either see it or are seen.
+		if !c.x.stillAllowed() {
+			return false, failure{reason: ReasonRevoked, cause: errRevoked}
+		}
+		err := c.up.fill()
+		switch {
+		case err == nil:
+			c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
+			return false, failure{}
+		case errors.Is(err, io.EOF) && kind == http1.BodyClose:
+			c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
+			return true, failure{}
+		case c.watch.interrupted():
+			continue
+		}
+		return false, c.broken(err, false)
+	}
+}
+
+// abort ends a connection in the middle of an answer, so that no client takes
+// what it got for the whole: an end that is not clean, since HTTP/1.0 has no
+// other sign.
+func (c *conn) abort() {
+	if secure, ok := c.net.(*tls.Conn); ok {
+		c.net = secure.NetConn() // and no close_notify
+	}
+	if tcp, ok := c.net.(*net.TCPConn); ok {
+		tcp.SetLinger(0)
+	}
+}
+
+var errRevoked = errors.New("the orders changed and do not allow this call any more")
 
 // stillAllowed asks again when the orders changed during a call: a deny must
 // reach what is already streaming.
-func (c *conn) stillAllowed() error {
-	x := &c.x
-	if c.g.force.Load() == x.f || c.g.allows(&x.call) {
-		return nil
-	}
-	x.verdict = deny(ReasonRevoked)
-	return errRevoked
-}
-
-// allows asks what is in force now about a call that was built before.
-func (g *Gate) allows(call *merlon.Call) bool {
-	return g.force.Load().policy.Decide(call).Effect == merlon.Allow
+func (x *exchange) stillAllowed() bool {
+	f := x.g.force.Load()
+	return f == x.f || f.policy.Decide(&x.call).Effect == merlon.Allow
 }
 
 // body walks over a message body as it arrives.
@@ -287,27 +376,32 @@ func (b *body) next(in []byte) (n int, data []byte, done bool, err error) {
 }
 
 // sendStream sends a request whose body is still arriving, and reads the head
-// of the answer meanwhile.
+// of the answer meanwhile. The time for the answer begins when the body is
+// sent: a client that sends slowly must not look like a slow endpoint.
 func (c *conn) sendStream(up *upstream.Conn) failure {
-	c.watch.start(c.g, up.Conn, forever) // the body's goroutine bounds the wait
 	if _, err := up.Write(c.out); err != nil {
 		return c.broken(err, up.Reused)
 	}
+	c.watch.start(c.g, up.Conn, 0, answering)
 	c.stream = newStream(c, up)
 	go c.stream.run()
 	f := c.readHead(up)
 	if f.reason == "" {
 		return f
 	}
-	switch s := c.stream; {
-	case s.ended(errBodyTooLarge):
-		return failure{reason: ReasonBodyTooLarge, cause: errBodyTooLarge}
-	case s.ended(errClientBody):
-		return failure{reason: ReasonBodyInvalid, cause: errClientBody}
-	case s.ended(errRevoked):
-		return failure{reason: ReasonRevoked, cause: errRevoked}
-	case s.ended(errClientGone):
-		return failure{reason: ReasonClientGone, cause: errClientGone}
+	if cause := c.stream.ended(); cause != nil {
+		for _, own := range [...]failure{
+			{reason: ReasonBodyTooLarge, cause: errBodyTooLarge},
+			{reason: ReasonBodyInvalid, cause: errClientBody},
+			{reason: ReasonClientGone, cause: errClientGone},
+			{reason: ReasonRevoked, cause: errRevoked},
+			{reason: ReasonDefect, cause: errDefect},
+		} {
+			if errors.Is(cause, own.cause) {
+				own.cause = cause
+				return own
+			}
+		}
 	}
 	return f
 }

@@ -179,7 +179,7 @@ func (g *Gate) Drain(ctx context.Context) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		g.open.closeIdle()
+		g.open.interrupt(idle)
 		if g.open.count() == 0 {
 			break
 		}
@@ -195,17 +195,20 @@ func (g *Gate) Drain(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the gate at once.
+// Close ends the gate at once: every wait of every call, and then waits until
+// the calls have ended, so that their records are kept if the writer is closed
+// after the gate.
 func (g *Gate) Close() {
 	g.draining.Store(true)
 	g.open.closeListeners()
 	g.open.closeAll()
-	g.open.stop()
 	g.swapping.Lock()
 	defer g.swapping.Unlock()
 	if f := g.force.Load(); f != nil {
 		f.close(nil)
 	}
+	g.open.awaitNone()
+	g.open.stop()
 	g.clock.Stop()
 }
 

@@ -30,12 +30,12 @@ const (
 	ReasonBodyInvalid    merlon.Reason = "body_invalid"       // its chunks are not well-formed
 	ReasonClientGone     merlon.Reason = "client_gone"        // the client stopped before the end of its body
 	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken" // WebSocket and other upgrades
-	ReasonConnect        merlon.Reason = "connect_not_spoken" // CONNECT
 	ReasonUpstreamBroken merlon.Reason = "upstream_broken"    // the upstream broke off
 	ReasonUpstreamBad    merlon.Reason = "upstream_invalid"   // the upstream's answer is not strict HTTP
 	ReasonTimeout        merlon.Reason = "upstream_timeout"   // the answer did not begin in time
 	ReasonRevoked        merlon.Reason = "revoked"            // allowed when it began, not any more
 	ReasonPeerExpired    merlon.Reason = "peer_expired"       // the caller's certificate ended during the connection
+	ReasonDefect         merlon.Reason = "gate_defect"        // the gate met a defect of its own
 )
 
 // exchange is one call on its way through a gate. It lives in its connection
@@ -48,16 +48,17 @@ type exchange struct {
 	req  *http1.Request
 	from netip.Addr // the client outside, as far as the edge can tell
 
-	call    merlon.Call
-	service *merlon.Service
-	verdict merlon.Verdict
-	limit   limit.State   // of the limit that applied last
-	limited *merlon.Limit // and which one that was; nil for none
-	detail  string        // the cause, for the record only
-	start   time.Time
-	id      string
-	port    string // of the Host, with its colon; "" without one
-	status  int    // of an answer in the gate's own name, when the reason alone does not say
+	call     merlon.Call
+	service  *merlon.Service
+	verdict  merlon.Verdict
+	limit    limit.State   // of the limit that applied last
+	limited  *merlon.Limit // and which one that was; nil for none
+	detail   string        // the cause, for the record only
+	upstream string        // address the call was sent to, for the record only
+	start    time.Time
+	id       string
+	port     string // of the Host, with its colon; "" without one
+	status   int    // of an answer in the gate's own name, when the reason alone does not say
 
 	params  [16]merlon.Param
 	idBuf   [idLength]byte
@@ -116,6 +117,9 @@ func (x *exchange) canon() merlon.Verdict {
 	host, err := canon.Host(x.req.Host, x.hostBuf[:0])
 	if err != nil {
 		return x.malformed(err)
+	}
+	if n := len(x.req.Path); n > cap(x.pathBuf) && strings.IndexByte(x.req.Path, '%') >= 0 {
+		x.pathBuf = make([]byte, 0, max(2*n, 512))
 	}
 	path, err := canon.Path(x.req.Path, x.f.slashes, x.pathBuf[:0])
 	if err != nil {
@@ -189,8 +193,8 @@ func (x *exchange) identifyClient() merlon.Verdict {
 	if x.f.tokens == nil || x.req.Authorization == "" {
 		return pass
 	}
-	scheme, token, _ := strings.Cut(x.req.Authorization, " ")
-	if !strings.EqualFold(scheme, "bearer") {
+	token, bearer := bearerToken(x.req.Authorization)
+	if !bearer {
 		return pass
 	}
 	caller, err := x.f.tokens.Verify(token, x.start)
@@ -201,6 +205,21 @@ func (x *exchange) identifyClient() merlon.Verdict {
 	caller.Client = client
 	x.call.Caller = caller
 	return pass
+}
+
+// bearerToken is the token of a value of Authorization (RFC 6750 2.1). What is
+// after the scheme is the token whatever separates the two: an application
+// might split at a tab, and find a token that nobody has checked.
+func bearerToken(value string) (token string, bearer bool) {
+	const scheme = "bearer"
+	if len(value) < len(scheme) || !strings.EqualFold(value[:len(scheme)], scheme) {
+		return "", false
+	}
+	rest := value[len(scheme):]
+	if rest != "" && http1.ValidName(rest[:1]) {
+		return "", false // another scheme, whose name begins so
+	}
+	return strings.TrimPrefix(rest, " "), true
 }
 
 // identifyBehindGateway believes the gateway, whose certificate is the peer's,

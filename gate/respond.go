@@ -1,7 +1,6 @@
 package gate
 
 import (
-	"crypto/tls"
 	"net/http"
 	"strings"
 	"time"
@@ -68,12 +67,7 @@ func (x *exchange) appendOwn(out []byte, up *upstream.Conn) ([]byte, error) {
 // which may be older than the current SVID.
 func (x *exchange) assert(up *upstream.Conn) (string, error) {
 	caller, audience := &x.call.Caller, x.service.Name
-	switch proved := up.State.(type) {
-	case *signing:
-		return x.g.signer.TokenBy(proved.key, proved.kid, caller, audience, x.start)
-	case *tls.Certificate:
-		s := newSigning(proved)
-		up.State = s
+	if s, mutual := up.State.(*session); mutual {
 		return x.g.signer.TokenBy(s.key, s.kid, caller, audience, x.start)
 	}
 	return x.g.signer.Token(caller, audience, x.start)
@@ -97,8 +91,8 @@ func (c *conn) buildResponse(keep *bool) (chunked bool) {
 	for i := range res.Fields {
 		f := &res.Fields[i]
 		switch {
-		case f.Class&^http1.Identity != 0 && f.Class&(http1.HopByHop|http1.Framing) != 0:
-		case f.Class&http1.Identity != 0 && (!fromGate || strings.EqualFold(f.Name, headerRequest)):
+		case f.Class&(http1.HopByHop|http1.Framing) != 0:
+		case f.Class&http1.Identity != 0 && ownName(f.Name) && (!fromGate || strings.EqualFold(f.Name, headerRequest)):
 		default:
 			out = http1.AppendField(out, f.Name, f.Value)
 		}
@@ -121,6 +115,12 @@ func (c *conn) buildResponse(keep *bool) (chunked bool) {
 	}
 	c.out = appendConnection(out, *keep, c.req.Minor)
 	return chunked
+}
+
+// ownName reports whether only gates may set a field of an answer.
+func ownName(name string) bool {
+	const prefix = "merlon"
+	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }
 
 // bodiless reports whether the answer has no body whatever its head says
@@ -146,6 +146,14 @@ func appendConnection(out []byte, keep bool, minor int) []byte {
 		out = append(out, "Connection: keep-alive\r\n"...)
 	}
 	return append(out, "\r\n"...)
+}
+
+// refuse answers a call that is denied.
+func (c *conn) refuse(keep bool) bool {
+	if c.x.verdict.Effect == merlon.Allow {
+		c.x.verdict = merlon.Verdict{}
+	}
+	return c.respond(keep)
 }
 
 // respond answers in the gate's own name: a status, the reason's code and the
@@ -180,7 +188,7 @@ func (c *conn) respond(keep bool) bool {
 	c.out = out
 	// The record goes first: nobody learns of a denial before the record does.
 	c.record(status, 0)
-	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall)
+	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
 	_, err := c.net.Write(out)
 	if !keep && err == nil {
 		c.linger()
@@ -192,8 +200,8 @@ func (c *conn) respond(keep bool) bool {
 // the client are a new request. It ends the goroutine of a body in progress.
 func (c *conn) endBody() bool {
 	if s := c.stream; s != nil {
-		c.stream = nil
 		whole := s.finish()
+		c.stream, c.sent = nil, s
 		c.unread = s.rest
 		c.in.r = c.in.w
 		return whole
@@ -222,14 +230,15 @@ func (c *conn) refuseMalformed(err error) {
 }
 
 // linger lets the client read the answer before the connection ends: closing
-// with unread bytes would reset it (RFC 9112 9.6).
+// with unread bytes would reset it (RFC 9112 9.6). Many clients first send all
+// they have and only then look for an answer.
 func (c *conn) linger() {
 	half, ok := c.net.(interface{ CloseWrite() error })
 	if !ok || half.CloseWrite() != nil {
 		return
 	}
-	c.watch.start(c.g, c.net, time.Second)
-	for read := 0; read < 256<<10; {
+	c.watch.start(c.g, c.net, 2*time.Second, busy)
+	for read := 0; read < 64<<20; {
 		n, err := c.net.Read(c.up.buf)
 		if err != nil {
 			return
@@ -265,6 +274,7 @@ func (c *conn) record(status int, sent int64) {
 		Status:     status,
 		Verdict:    x.verdict,
 		Detail:     x.detail,
+		Upstream:   x.upstream,
 		Duration:   int64(time.Since(x.start)),
 		BytesOut:   sent,
 	}
@@ -285,6 +295,3 @@ func (c *conn) record(status int, sent int64) {
 		c.g.cfg.Log.Error("a call could not be recorded", "request", strings.Clone(x.id), "error", err)
 	}
 }
-
-// noDeadline lifts a deadline.
-var noDeadline time.Time

@@ -3,6 +3,8 @@ package gate
 import (
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 
 	"merlon/gate/http1"
 	"merlon/gate/upstream"
@@ -18,37 +20,84 @@ type stream struct {
 	done     chan struct{} // closed when the goroutine has ended
 	err      error         // why the body was not sent whole; valid after done
 	rest     []byte        // what was read beyond the body; valid after done
+	begun    atomic.Bool   // the answer has begun
 	buf, out []byte
 }
 
+// streams keeps the memory of streams that have ended.
+var streams = sync.Pool{New: func() any {
+	return &stream{buf: make([]byte, bufferSize), out: make([]byte, 0, bufferSize+64)}
+}}
+
 func newStream(c *conn, up *upstream.Conn) *stream {
-	return &stream{c: c, up: up, done: make(chan struct{}), buf: make([]byte, bufferSize), out: make([]byte, 0, bufferSize+64)}
+	s := streams.Get().(*stream)
+	s.c, s.up, s.done = c, up, make(chan struct{})
+	return s
 }
 
+// release gives the memory back. The goroutine has ended.
+func (s *stream) release() {
+	s.c, s.up, s.done, s.err, s.rest = nil, nil, nil, nil, nil
+	s.begun.Store(false)
+	streams.Put(s)
+}
+
+// Why a body ended early.
 var (
 	errBodyTooLarge = errors.New("the body is larger than the service takes")
 	errClientBody   = errors.New("the client's body is not well-formed")
-	errRevoked      = errors.New("the orders changed and do not allow this call any more")
 	errClientGone   = errors.New("the client stopped before the end of its body")
+	errDefect       = errors.New("the gate met a defect of its own")
+	errUpstream     = errors.New("the upstream takes no more of the body")
+	errStalled      = errors.New("the upstream did not take the body in time")
 )
 
-// run sends the body. Whatever ends it early also ends the upstream's wait, so
-// that a body cut short is never answered as if it were whole.
+// run sends the body. What ends it early, but for the upstream itself, also
+// ends the wait for an answer: a body cut short is never answered as if it were
+// whole. An upstream that takes no more may have answered already, and that
+// answer must be heard.
 func (s *stream) run() {
-	if s.err = s.copy(); s.err != nil {
-		s.up.SetDeadline(past)
-	} else {
-		// Only now is it the upstream's turn.
-		s.c.watch.follow(s.c.g, s.up.Conn, s.c.x.service.Timeout)
+	c, up := s.c, s.up
+	s.err = s.guarded()
+	c.bodyWatch.stop()
+	if s.err == nil || errors.Is(s.err, errUpstream) {
+		c.watch.restart(c.g, up.Conn, c.x.service.Timeout, answering)
+		close(s.done)
+		return
 	}
-	close(s.done)
+	close(s.done) // first: who is woken by the deadline asks why; s and c may be gone then
+	up.SetDeadline(past)
 }
 
-// ended reports whether the body ended early by cause.
-func (s *stream) ended(cause error) bool {
+// guarded is copy, but a bug in it ends this call only.
+func (s *stream) guarded() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.c.g.cfg.Log.Error("body ended by a defect", "at", s.c.at, "panic", p, "stack", stack())
+			err = errDefect
+		}
+	}()
+	return s.copy()
+}
+
+// ended is why the body ended early, or nil.
+func (s *stream) ended() error {
 	select {
 	case <-s.done:
-		return errors.Is(s.err, cause)
+		return s.err
+	default:
+		return nil
+	}
+}
+
+// answered notes that the answer has begun, which gives the upstream more time
+// for the body. It reports whether the whole body was sent before.
+func (s *stream) answered() bool {
+	s.begun.Store(true)
+	s.c.bodyWatch.restart(s.c.g, s.up.Conn, s.c.g.cfg.Bounds.Stall, busy)
+	select {
+	case <-s.done:
+		return s.err == nil
 	default:
 		return false
 	}
@@ -58,52 +107,91 @@ func (s *stream) copy() error {
 	c := s.c
 	b := body{kind: c.req.Body, left: c.req.Length}
 	room := c.x.service.MaxBody
-	in := c.in.bytes()
-	for {
-		out, done := s.out[:0], false
-		for len(in) > 0 || b.kind == http1.BodyLength && b.left == 0 {
-			n, data, last, err := b.next(in)
-			if err != nil {
-				return fmt.Errorf("%w: %w", errClientBody, err)
-			}
-			if room -= int64(len(data)); room < 0 {
-				return errBodyTooLarge
-			}
-			in, done = in[n:], last
-			if b.kind == http1.BodyChunked {
-				if len(data) > 0 {
-					out = http1.AppendChunk(out, data)
-				}
-			} else {
-				out = append(out, data...)
-			}
-			if done || n == 0 {
-				break
-			}
+	for in := c.in.bytes(); ; {
+		out, used, done, err := b.recode(s.out[:0], in, &room)
+		if err != nil {
+			return err
 		}
-		if done && b.kind == http1.BodyChunked {
-			out = http1.AppendLastChunk(out)
-		}
-		if len(out) > 0 {
-			c.bodyWatch.start(c.g, s.up.Conn, c.g.cfg.Bounds.Stall)
-			if _, err := s.up.Write(out); err != nil {
-				return err
-			}
+		in = in[used:]
+		if err := s.write(out); err != nil {
+			return err
 		}
 		if done {
 			s.rest = in
 			return nil
 		}
-		if c.g.force.Load() != c.x.f && !c.g.allows(&c.x.call) {
-			return errRevoked
-		}
-		c.bodyWatch.start(c.g, c.net, c.g.cfg.Bounds.Stall)
 		kept := copy(s.buf, in)
-		n, err := c.net.Read(s.buf[kept:s.space(&b, kept)])
-		if n == 0 && err != nil {
-			return errClientGone
+		n, err := s.read(s.buf[kept:s.space(&b, kept)])
+		if err != nil {
+			return err
 		}
 		in = s.buf[:kept+n]
+	}
+}
+
+// recode appends to out the part of a body that in holds, framed anew, and
+// tells how much of in that was and whether the body is complete.
+func (b *body) recode(out, in []byte, room *int64) (_ []byte, used int, done bool, err error) {
+	for used < len(in) && !done {
+		var n int
+		var data []byte
+		if n, data, done, err = b.next(in[used:]); err != nil {
+			return out, used, false, fmt.Errorf("%w: %w", errClientBody, err)
+		}
+		if *room -= int64(len(data)); *room < 0 {
+			return out, used, false, errBodyTooLarge
+		}
+		if used += n; b.kind == http1.BodyChunked {
+			out = http1.AppendChunk(out, data)
+		} else {
+			out = append(out, data...)
+		}
+		if n == 0 {
+			break
+		}
+	}
+	if done && b.kind == http1.BodyChunked {
+		out = http1.AppendLastChunk(out)
+	}
+	return out, used, done, nil
+}
+
+// write sends a piece to the upstream, which has the service's timeout to take
+// it, or longer once it answers: then it may be the client who does not read.
+func (s *stream) write(out []byte) error {
+	c := s.c
+	if len(out) == 0 {
+		return nil
+	}
+	c.bodyWatch.start(c.g, s.up.Conn, c.x.service.Timeout, busy)
+	if s.begun.Load() {
+		c.bodyWatch.restart(c.g, s.up.Conn, c.g.cfg.Bounds.Stall, busy)
+	}
+	switch _, err := s.up.Write(out); {
+	case err == nil:
+		return nil
+	case c.bodyWatch.timedOut():
+		return errStalled
+	default:
+		return errUpstream
+	}
+}
+
+// read reads from the client.
+func (s *stream) read(buf []byte) (int, error) {
+	c := s.c
+	for {
+		c.bodyWatch.start(c.g, c.net, c.g.cfg.Bounds.Stall, streaming)
+		if !c.x.stillAllowed() {
+			return 0, errRevoked
+		}
+		n, err := c.net.Read(buf)
+		switch {
+		case n > 0:
+			return n, nil
+		case err != nil && !c.bodyWatch.interrupted():
+			return 0, errClientGone
+		}
 	}
 }
 
@@ -122,12 +210,12 @@ func (s *stream) finish() bool {
 	select {
 	case <-s.done:
 	default:
-		s.c.net.SetReadDeadline(past)
-		s.up.SetWriteDeadline(past)
+		c, up := s.c, s.up
+		c.bodyWatch.end()
 		<-s.done
-		s.c.net.SetReadDeadline(noDeadline)
-		s.up.SetWriteDeadline(noDeadline)
+		c.bodyWatch.reset()
+		c.net.SetDeadline(noDeadline)
+		up.SetDeadline(noDeadline)
 	}
-	s.c.bodyWatch.reset()
 	return s.err == nil
 }

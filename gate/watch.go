@@ -11,51 +11,81 @@ import (
 // watch bounds how long a connection's goroutine may wait for one thing. The
 // sweeper ends what is overdue by a deadline in the past, which wakes the
 // goroutine; setting a deadline per read would cost a system call's worth.
+//
+// Whoever moved a deadline is not there to move it back, so the next wait does:
+// otherwise a wait that ended in the very moment it was overdue would leave its
+// connection dead in the pool, for somebody else's call.
 type watch struct {
-	mu      sync.Mutex
-	target  net.Conn // what is waited for
-	due     int64    // on the gate's coarse clock; 0 for never
-	waiting bool     // between requests: may be closed at any time
-	woken   bool     // told to stop waiting, while it was between requests
-	expired bool
+	mu     sync.Mutex
+	target net.Conn // what is waited for; nil for nothing
+	kind   wait
+	due    int64 // on the gate's coarse clock; 0 for never
+	// What was done to the wait, by setting a deadline in the past.
+	expired bool // it was overdue
+	woken   bool // it was to be given up, or thought over
+	ended   bool // all further waits are to end at once
 }
 
-// past is a deadline that ends every wait at once.
-var past = time.Unix(1, 0)
+// wait says what may end a wait early.
+type wait uint8
 
-func (w *watch) start(g *Gate, target net.Conn, d time.Duration) {
+const (
+	busy      wait = iota // nothing but time
+	idle                  // a drain: nothing is in progress
+	answering             // nothing; the time begins when the request is sent
+	streaming             // new orders, which may not allow the call any more
+)
+
+// past is a deadline that ends every wait at once; noDeadline lifts one.
+var (
+	past       = time.Unix(1, 0)
+	noDeadline time.Time
+)
+
+// start begins to wait for target, for at most d; 0 is for ever.
+func (w *watch) start(g *Gate, target net.Conn, d time.Duration, kind wait) {
 	w.mu.Lock()
-	w.target, w.due, w.waiting, w.expired = target, 0, false, false
-	if d != forever {
-		w.due = g.clock.Nanos() + int64(d)
-	}
-	if w.woken {
-		// A request came in just before: it is served like any other.
-		w.woken = false
-		target.SetReadDeadline(time.Time{})
+	w.lift()
+	w.target, w.kind = target, kind
+	w.setDue(g, d)
+	if w.ended {
+		target.SetDeadline(past)
 	}
 	w.mu.Unlock()
 }
 
-// forever is a wait that something else bounds.
-const forever time.Duration = -1
-
-// follow gives a wait for target that had no bound a bound of d. It does
-// nothing if something else is waited for by now.
-func (w *watch) follow(g *Gate, target net.Conn, d time.Duration) {
+// stop ends the wait.
+func (w *watch) stop() {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.target == target && w.due == 0 && !w.expired {
-		w.due = g.clock.Nanos() + int64(d)
+	w.lift()
+	w.target, w.due = nil, 0
+	w.mu.Unlock()
+}
+
+// restart gives the wait for target a new time, if it is still waited for.
+func (w *watch) restart(g *Gate, target net.Conn, d time.Duration, kind wait) {
+	w.mu.Lock()
+	if w.target == target && w.kind == kind {
+		w.setDue(g, d)
+	}
+	w.mu.Unlock()
+}
+
+func (w *watch) setDue(g *Gate, d time.Duration) {
+	w.due = 0
+	if d > 0 {
+		w.due = max(g.clock.Nanos()+int64(d), 1)
 	}
 }
 
-// idle is start for the wait between two requests.
-func (w *watch) idle(g *Gate, target net.Conn, d time.Duration) {
-	w.start(g, target, d)
-	w.mu.Lock()
-	w.waiting = true
-	w.mu.Unlock()
+// lift makes the target usable again after its deadline was moved.
+func (w *watch) lift() {
+	if w.expired || w.woken {
+		w.expired, w.woken = false, false
+		if w.target != nil {
+			w.target.SetDeadline(noDeadline)
+		}
+	}
 }
 
 // expire ends the wait if it is overdue at now.
@@ -68,26 +98,43 @@ func (w *watch) expire(now int64) {
 	}
 }
 
-// interrupt ends the wait between requests.
-func (w *watch) interrupt() {
+// interrupt ends a wait of the given kind.
+func (w *watch) interrupt(kind wait) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.waiting && !w.woken && w.target != nil {
+	if w.target != nil && w.kind == kind && !w.woken {
 		w.woken = true
 		w.target.SetReadDeadline(past)
 	}
 }
 
-// timedOut reports whether the sweeper ended a wait of this connection.
+// end ends this wait and all to come, until reset.
+func (w *watch) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = true
+	if w.target != nil {
+		w.target.SetDeadline(past)
+	}
+}
+
+// timedOut reports whether the wait was overdue.
 func (w *watch) timedOut() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.expired
 }
 
+// interrupted reports whether the wait was only interrupted, and may go on.
+func (w *watch) interrupted() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.woken && !w.expired && !w.ended
+}
+
 func (w *watch) reset() {
 	w.mu.Lock()
-	w.target, w.due, w.waiting, w.woken, w.expired = nil, 0, false, false, false
+	w.target, w.due, w.kind, w.expired, w.woken, w.ended = nil, 0, busy, false, false, false
 	w.mu.Unlock()
 }
 
@@ -100,12 +147,14 @@ type registry struct {
 	admitted  int
 	listeners []net.Listener
 	closed    bool
+	empty     sync.Cond // admitted became 0
 	done      chan struct{}
 	stopOnce  sync.Once
 }
 
 func (r *registry) init(b Bounds) {
 	r.bounds = b
+	r.empty.L = &r.mu
 	r.conns, r.clients, r.done = map[*conn]struct{}{}, map[netip.Addr]int{}, make(chan struct{})
 }
 
@@ -117,6 +166,7 @@ func (r *registry) admit(client netip.Addr, perClient bool) bool {
 		return false
 	}
 	if perClient {
+		client = sameClient(client)
 		if r.clients[client] >= r.bounds.ConnectionsPerClient {
 			return false
 		}
@@ -124,6 +174,17 @@ func (r *registry) admit(client netip.Addr, perClient bool) bool {
 	}
 	r.admitted++
 	return true
+}
+
+// sameClient is what connections are counted by: a host has all of an IPv6 /64
+// to itself (RFC 6177), and would have as many caps.
+func sameClient(client netip.Addr) netip.Addr {
+	if client.Is6() {
+		if prefix, err := client.Prefix(64); err == nil {
+			return prefix.Addr()
+		}
+	}
+	return client
 }
 
 func (r *registry) add(c *conn) bool {
@@ -140,11 +201,23 @@ func (r *registry) remove(c *conn, client netip.Addr, perClient bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.conns, c)
-	r.admitted--
+	if r.admitted--; r.admitted == 0 {
+		r.empty.Broadcast()
+	}
 	if perClient {
+		client = sameClient(client)
 		if r.clients[client]--; r.clients[client] <= 0 {
 			delete(r.clients, client)
 		}
+	}
+}
+
+// awaitNone waits until every connection has ended.
+func (r *registry) awaitNone() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.admitted > 0 {
+		r.empty.Wait()
 	}
 }
 
@@ -182,20 +255,15 @@ func (r *registry) each(f func(*watch)) {
 	}
 }
 
-func (r *registry) closeIdle() { r.each((*watch).interrupt) }
+// interrupt wakes the connections that wait as kind says.
+func (r *registry) interrupt(kind wait) { r.each(func(w *watch) { w.interrupt(kind) }) }
 
 // closeAll ends every wait; each connection's goroutine then closes it.
 func (r *registry) closeAll() {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
-	r.each(func(w *watch) {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.target != nil {
-			w.target.SetDeadline(past)
-		}
-	})
+	r.each((*watch).end)
 }
 
 func (r *registry) stop() { r.stopOnce.Do(func() { close(r.done) }) }

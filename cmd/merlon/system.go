@@ -86,6 +86,9 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, log 
 		return nil, err
 	}
 	s.records, err = record.Open(recordDir, record.Options{Now: time.Now, TrustDomain: s.trustDomain})
+	if broken, ok := errors.AsType[*record.Broken](err); ok {
+		return nil, fmt.Errorf("%s: %w\nhint: %s", relative(recordDir), err, broken.Hint)
+	}
 	return s, err
 }
 

@@ -33,7 +33,8 @@ points. What is not allowed by the intent is denied.
 State (keys, history of intents, records) is kept in DIR/.merlon. If the intent
 differs from the one in force before, the change is applied as merlon apply
 does: one that widens access needs --widen.`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              takes(0, 1),
+		ValidArgsFunction: completeDir(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return up(cmd.Context(), u, dirArg(args, 0), o)
 		},
@@ -101,7 +102,7 @@ func (u *ui) offerCommitted(ctx context.Context, dir, state string, err error) e
 	if _, missing := os.Stat(filepath.Join(state, "control.db")); missing != nil || u.json {
 		return err
 	}
-	c, cerr := offline(ctx, state)
+	c, cerr := offline(ctx, dir, state)
 	if cerr != nil {
 		return err
 	}
@@ -224,6 +225,10 @@ func first(list []string) string {
 // applyFailed shows why an intent was not put in force.
 func (u *ui) applyFailed(dir string, err error) error {
 	if w, ok := errors.AsType[*control.WidensError](err); ok {
+		if u.json {
+			u.printJSON(map[string]any{"ok": false, "error": err.Error(), "widens": true, "changes": w.Changes})
+			return &exit{code: exitWidens}
+		}
 		u.printChanges(w.Changes)
 		return &exit{exitWidens, fmt.Errorf("%w\nhint: look at what is newly allowed above; if it is meant, repeat with --widen", err)}
 	}

@@ -9,7 +9,7 @@ import (
 // a slow upstream into a dead one. It is a token bucket that calls fill, and
 // beside it a small flow for services with few calls.
 type budget struct {
-	percent int64 // tokens that a call deposits, in hundredths; 0: no retries at all
+	percent atomic.Int64 // tokens that a call deposits, in hundredths; 0: no retries at all
 	saved   atomic.Int64
 	flow    atomic.Int64 // TAT of the minimum, see package limit for GCRA
 }
@@ -23,18 +23,19 @@ const (
 // deposit is called for every call, and every retry.
 func (b *budget) deposit() {
 	// A full bucket is only read, so that it does not bounce between caches.
-	if b.percent != 0 && b.saved.Load() < maxSaved {
-		b.saved.Add(b.percent)
+	if percent := b.percent.Load(); percent != 0 && b.saved.Load() < maxSaved {
+		b.saved.Add(percent)
 	}
 }
 
 // take takes one retry. It costs what the retry will itself deposit, too, so
 // that retries do not feed retries.
 func (b *budget) take(now int64) bool {
-	if b.percent == 0 {
+	percent := b.percent.Load()
+	if percent == 0 {
 		return false
 	}
-	cost := 100 + b.percent
+	cost := 100 + percent
 	for {
 		saved := b.saved.Load()
 		if saved < cost {

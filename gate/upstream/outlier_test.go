@@ -417,10 +417,16 @@ func TestReset(t *testing.T) {
 	}
 }
 
+func budgetOf(percent int64) *budget {
+	b := new(budget)
+	b.percent.Store(percent)
+	return b
+}
+
 func TestBudget(t *testing.T) {
 	t.Parallel()
 	for _, percent := range []int64{1, 20, 100} {
-		b := budget{percent: percent}
+		b := budgetOf(percent)
 		now, calls, retries := int64(1), 0, 0
 		// Everything fails: each call and each retry wants a retry.
 		for range 100_000 {
@@ -436,13 +442,13 @@ func TestBudget(t *testing.T) {
 			t.Errorf("%d%%: %d retries of %d calls, want about %d at most", percent, got, calls, most)
 		}
 	}
-	var b budget
+	b := budgetOf(0)
 	b.deposit()
 	if b.take(1) {
 		t.Error("a budget of 0 percent gives a retry")
 	}
 	// A long quiet time saves up a bounded burst.
-	b = budget{percent: 100}
+	b = budgetOf(100)
 	for range 1_000_000 {
 		b.deposit()
 	}
@@ -454,7 +460,7 @@ func TestBudget(t *testing.T) {
 		t.Errorf("a burst of %d retries was saved up", n)
 	}
 	// A service with hardly any calls may retry nevertheless.
-	b = budget{percent: 1}
+	b = budgetOf(1)
 	n = 0
 	for now := int64(1); now < int64(10*time.Second); now += int64(10 * time.Millisecond) {
 		if b.take(now) {

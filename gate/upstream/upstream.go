@@ -151,7 +151,7 @@ func New(cfg Config) *Cluster {
 		names:   map[merlon.Endpoint]*name{},
 		changed: make(chan struct{}),
 	}
-	c.budget.percent = int64(cfg.RetryPercent)
+	c.SetRetry(cfg.RetryPercent)
 	c.set.Store(&set{})
 	c.Update(cfg.Endpoints)
 	c.wg.Go(c.sweeper)
@@ -182,6 +182,9 @@ func (c *Cluster) Update(wanted []merlon.Endpoint) {
 		ep.retire()
 	}
 }
+
+// SetRetry changes Config.RetryPercent.
+func (c *Cluster) SetRetry(percent int) { c.budget.percent.Store(int64(min(max(percent, 0), 100))) }
 
 // rebuild makes the set anew and returns the endpoints that are not in it any
 // more. c.mu is held.
