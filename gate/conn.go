@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -254,10 +253,6 @@ func (c *conn) serve() (keep bool) {
 		x.verdict = deny(ReasonNoOrders)
 	case c.at == Inbound && x.start.After(c.peer.until):
 		x.verdict, keep = deny(ReasonPeerExpired), false
-	case c.req.Upgrade != "" && !strings.EqualFold(c.req.Upgrade, "h2c"):
-		// An offer of h2c may be ignored (RFC 9110 7.8); other upgrades are
-		// the point of the request.
-		x.verdict = deny(ReasonUpgrade)
 	default:
 		x.ask()
 	}
@@ -295,6 +290,9 @@ func (c *conn) dropSent() {
 func (x *exchange) begin() {
 	x.f = x.g.force.Load()
 	x.call = merlon.Call{}
+	if x.at == AtEdge {
+		x.from, x.call.Caller.Client = x.peer.addr, x.peer.client
+	}
 	x.service, x.limited, x.detail, x.upstream, x.status = nil, nil, "", "", 0
 	x.verdict = merlon.Verdict{}
 	x.start = time.Now()

@@ -217,7 +217,9 @@ func (c *conn) endBody() bool {
 func (c *conn) refuseMalformed(err error) {
 	x := &c.x
 	x.begin()
-	x.call.Caller.Client = c.peer.client
+	if c.at != AtEdge {
+		x.call.Caller = c.peer.caller
+	}
 	reason, status := merlon.Reason("malformed"), 400
 	if e, ok := err.(*http1.Error); ok {
 		reason, status = merlon.Reason(e.Reason), e.Status

@@ -18,13 +18,14 @@ type Conn struct {
 	// State is the user's own: it stays with the connection from call to call.
 	State any
 
-	ep    *endpoint
-	sock  net.Conn // below TLS
-	born  int64
-	since int64 // when it was last released
-	lent  bool  // guarded by ep.mu
-	trial trial // what this loan means to its endpoint
-	told  bool  // the outcome of this loan has been counted
+	ep     *endpoint
+	sock   net.Conn // below TLS
+	peeker *peeker  // of sock
+	born   int64
+	since  int64 // when it was last released
+	lent   bool  // guarded by ep.mu
+	trial  trial // what this loan means to its endpoint
+	told   bool  // the outcome of this loan has been counted
 }
 
 // Failure is what went wrong with an endpoint.

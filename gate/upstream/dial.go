@@ -24,7 +24,7 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 	}
 	nc, sock, err := ep.connect(ctx, config)
 	if err == nil {
-		return &Conn{Conn: nc, Endpoint: ep.Endpoint, State: state, ep: ep, sock: sock, born: ep.c.now(), lent: true}, nil
+		return &Conn{Conn: nc, Endpoint: ep.Endpoint, State: state, ep: ep, sock: sock, peeker: newPeeker(sock), born: ep.c.now(), lent: true}, nil
 	}
 	ep.mu.Lock()
 	ep.vacate()
