@@ -293,7 +293,7 @@ func (x *exchange) begin() {
 	if x.at == AtEdge {
 		x.from, x.call.Caller.Client = x.peer.addr, x.peer.client
 	}
-	x.service, x.limited, x.detail, x.upstream, x.status = nil, nil, "", "", 0
+	x.service, x.limited, x.detail, x.upstream, x.status, x.bytesIn = nil, nil, "", "", 0, 0
 	x.verdict = merlon.Verdict{}
 	x.start = time.Now()
 	x.id = ""
