@@ -34,6 +34,7 @@ func main() {
 
 type options struct {
 	orders, svid, records, in, out string
+	portable                       bool
 }
 
 func run() error {
@@ -43,6 +44,7 @@ func run() error {
 	flag.StringVar(&o.records, "records", "", "`directory` for the records of decisions")
 	flag.StringVar(&o.in, "in", "", "`address` for calls from other gates (a gate beside a service)")
 	flag.StringVar(&o.out, "out", "", "`address` for calls of the own service (a gate beside a service)")
+	flag.BoolVar(&o.portable, "portable", false, "do without the I/O layer made for Linux")
 	flag.Parse()
 	if o.orders == "" || o.svid == "" || o.records == "" || flag.NArg() > 0 {
 		flag.Usage()
@@ -72,6 +74,7 @@ func run() error {
 		Source:      source,
 		Records:     records,
 		Log:         log,
+		Portable:    o.portable,
 	})
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"net"
+	"syscall"
 
 	"merlon"
 )
@@ -17,6 +18,8 @@ type Conn struct {
 	Endpoint merlon.Endpoint
 	// State is the user's own: it stays with the connection from call to call.
 	State any
+	// Raw is the socket, below TLS.
+	Raw syscall.RawConn
 
 	ep    *endpoint
 	sock  net.Conn // below TLS
@@ -25,6 +28,9 @@ type Conn struct {
 	lent  bool  // guarded by ep.mu
 	trial trial // what this loan means to its endpoint
 	told  bool  // the outcome of this loan has been counted
+
+	probe    func(uintptr) // made once, since a function that sees conn allocates
+	readable bool          // what probe found
 }
 
 // Failure is what went wrong with an endpoint.
@@ -70,6 +76,12 @@ func (c *Conn) Release(keep bool) { c.ep.put(c, keep) }
 
 // Socket is the TCP connection, below TLS if there is any.
 func (c *Conn) Socket() net.Conn { return c.sock }
+
+// Disturbed reports whether a pooled connection can be read before anything was
+// asked on it: it has ended, or what is there would be taken for the answer to
+// the next call. Only one that rested for a reading of the clock is looked at;
+// what comes later than that could as well come after the request.
+func (c *Conn) Disturbed() bool { return c.Reused && c.since < c.ep.c.now() && c.canRead() }
 
 // closeNow closes the socket without the close_notify of TLS, which could
 // block for seconds on a peer that does not read.

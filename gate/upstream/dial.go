@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"syscall"
 	"time"
 )
 
@@ -24,7 +25,14 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 	}
 	nc, sock, err := ep.connect(ctx, config)
 	if err == nil {
-		return &Conn{Conn: nc, Endpoint: ep.Endpoint, State: state, ep: ep, sock: sock, born: ep.c.now(), lent: true}, nil
+		conn := &Conn{Conn: nc, Endpoint: ep.Endpoint, State: state, ep: ep, sock: sock, born: ep.c.now(), lent: true}
+		if sc, ok := sock.(syscall.Conn); ok {
+			conn.Raw, err = sc.SyscallConn()
+		}
+		if err == nil {
+			return conn, nil
+		}
+		sock.Close()
 	}
 	ep.mu.Lock()
 	ep.vacate()

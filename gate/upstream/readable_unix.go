@@ -2,33 +2,28 @@
 
 package upstream
 
-import (
-	"net"
-	"syscall"
-)
+import "syscall"
 
-// readable reports whether a read would return at once. It does not read, and
+// canRead reports whether a read would return at once. It does not read, and
 // does not touch the readiness that the poller keeps for the connection.
-func readable(nc net.Conn) bool {
-	sc, ok := nc.(syscall.Conn)
-	if !ok {
+func (c *Conn) canRead() bool {
+	if c.Raw == nil {
 		return false
 	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return true
+	if c.probe == nil {
+		c.probe = c.peek
 	}
-	ready := false
-	err = raw.Control(func(fd uintptr) {
-		var b [1]byte
-		for {
-			_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-			if err == syscall.EINTR {
-				continue
-			}
-			ready = err != syscall.EAGAIN
-			return
+	return c.Raw.Control(c.probe) != nil || c.readable
+}
+
+func (c *Conn) peek(fd uintptr) {
+	var b [1]byte
+	for {
+		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		if err == syscall.EINTR {
+			continue
 		}
-	})
-	return ready || err != nil
+		c.readable = err != syscall.EAGAIN
+		return
+	}
 }
