@@ -2,8 +2,6 @@
 
 package upstream
 
-import "syscall"
-
 // canRead reports whether a read would return at once. It does not read, and
 // does not touch the readiness that the poller keeps for the connection.
 func (c *Conn) canRead() bool {
@@ -11,19 +9,7 @@ func (c *Conn) canRead() bool {
 		return false
 	}
 	if c.probe == nil {
-		c.probe = c.peek
+		c.probe = func(fd uintptr) { c.readable = peek(fd) }
 	}
 	return c.Raw.Control(c.probe) != nil || c.readable
-}
-
-func (c *Conn) peek(fd uintptr) {
-	var b [1]byte
-	for {
-		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		if err == syscall.EINTR {
-			continue
-		}
-		c.readable = err != syscall.EAGAIN
-		return
-	}
 }
