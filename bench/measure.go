@@ -29,16 +29,6 @@ func (m *measurement) String() string {
 
 // measure starts a proxy afresh, warms it up and loads it.
 func (l *lab) measure(p peer, s scenario, o options) (*measurement, error) {
-	if l.backend == nil {
-		addr, err := freeAddr()
-		if err != nil {
-			return nil, err
-		}
-		if l.backend, err = start(addr, l.dir+"/bench", "-backend", addr); err != nil {
-			return nil, err
-		}
-		l.backendAddr = addr
-	}
 	addr, err := freeAddr()
 	if err != nil {
 		return nil, err

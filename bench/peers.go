@@ -73,10 +73,16 @@ func (l *lab) build(ctx context.Context) error {
 			return fmt.Errorf("build %s: %w\n%s", pkg, err, out)
 		}
 	}
-	if err := l.writeOrders(); err != nil {
+	if err := l.writeSVID(); err != nil {
 		return err
 	}
-	return nil
+	addr, err := freeAddr()
+	if err != nil {
+		return err
+	}
+	l.backendAddr = addr
+	l.backend, err = start(addr, filepath.Join(l.dir, "bench"), "-backend", addr)
+	return err
 }
 
 func (l *lab) close() { l.backend.stop() }
@@ -85,7 +91,6 @@ func (l *lab) close() { l.backend.stop() }
 func start(addr string, name string, arg ...string) (*process, error) {
 	cmd := exec.Command(name, arg...)
 	cmd.Stderr = os.Stderr
-	cmd.Env = append(os.Environ(), "GOMAXPROCS="+strconv.Itoa(2))
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
@@ -219,8 +224,8 @@ func (l *lab) gate(listen, upstream string, more ...string) (*process, error) {
 	return start(listen, filepath.Join(l.dir, "merlon-gate"), args...)
 }
 
-// writeOrders makes the gate's SVID.
-func (l *lab) writeOrders() error {
+// writeSVID makes the gate's SVID.
+func (l *lab) writeSVID() error {
 	a, err := authority.Open(filepath.Join(l.dir, "authority"), "bench.example", authority.Options{})
 	if err != nil {
 		return err

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"net"
 	"strings"
 )
@@ -73,9 +72,6 @@ func serve(c net.Conn, answer []byte) {
 	for {
 		n, err := c.Read(buf[have:])
 		if err != nil {
-			if err != io.EOF {
-				return
-			}
 			return
 		}
 		have += n

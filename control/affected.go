@@ -1,7 +1,9 @@
 package control
 
 import (
+	"cmp"
 	"reflect"
+	"slices"
 
 	"merlon"
 )
@@ -19,35 +21,24 @@ func affected(old, new *force) (places map[merlon.Place]bool, all bool) {
 	}
 	places = map[merlon.Place]bool{}
 	changed := map[string]bool{}
-	mark := func(f *force, s *merlon.Service) {
-		changed[s.Name] = true
-		places[merlon.Place{Service: s.Name}] = true
-		for _, p := range f.callers[s.Name] {
-			places[p] = true
-		}
-	}
 	for o, n := range pairs(old.intent.Services, new.intent.Services) {
 		if o != nil && n != nil && reflect.DeepEqual(o, n) {
 			continue
 		}
-		for f, s := range map[*force]*merlon.Service{old: o, new: n} {
-			if s == nil {
-				continue
-			}
-			if s.Mode == merlon.Shadow || f.intent.Mode == merlon.Shadow {
-				return nil, true // everything may call it
-			}
-			mark(f, s)
+		name := cmp.Or(o, n).Name
+		changed[name] = true
+		places[merlon.Place{Service: name}] = true
+		for _, p := range slices.Concat(old.callers[name], new.callers[name]) {
+			places[p] = true
 		}
 	}
-	for _, f := range []*force{old, new} {
-		for i := range f.intent.Services {
-			s := &f.intent.Services[i]
-			for j := range s.Rules {
-				if changed[s.Rules[j].Caller] {
-					places[merlon.Place{Service: s.Name}] = true
-				}
-			}
+	// A service that calls with a rule is known by name at the callee's place;
+	// a rule that is gone has changed its own service. What is in shadow mode
+	// may be called by any service.
+	for i := range new.intent.Services {
+		s := &new.intent.Services[i]
+		if len(changed) > 0 && new.shadows(s) || slices.ContainsFunc(s.Rules, func(r merlon.Rule) bool { return changed[r.Caller] }) {
+			places[merlon.Place{Service: s.Name}] = true
 		}
 	}
 	return places, false

@@ -63,24 +63,28 @@ func (c *Control) Plan(ctx context.Context, l *intent.Loaded) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return nil, ErrClosed
-	}
-	return c.plan(l, newForce(Commit{}, l.Intent, p)), nil
+	plan, _, err := c.plan(l, newForce(Commit{}, l.Intent, p))
+	return plan, err
 }
 
-// plan needs c.mu.
-func (c *Control) plan(l *intent.Loaded, f *force) *Plan {
-	plan := &Plan{To: l.Hash, Problems: c.enforceable(f)}
-	var old *policy.Policy
-	if c.inForce != nil {
-		plan.From, old = c.inForce.commit.Hash, c.inForce.policy
+// plan compares f with what is in force. That may take a while, so gates are
+// not kept waiting for it.
+func (c *Control) plan(l *intent.Loaded, f *force) (*Plan, *force, error) {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil, nil, ErrClosed
 	}
-	plan.Changes = verify.Diff(old, f.policy)
+	old := c.inForce
+	plan := &Plan{To: l.Hash, Problems: c.enforceable(f)}
+	c.mu.Unlock()
+	var was *policy.Policy
+	if old != nil {
+		plan.From, was = old.commit.Hash, old.policy
+	}
+	plan.Changes = verify.Diff(was, f.policy)
 	plan.Widens = verify.Widens(plan.Changes)
-	return plan
+	return plan, old, nil
 }
 
 // compile compiles an intent and runs its tests.
@@ -108,20 +112,16 @@ func (c *Control) Apply(ctx context.Context, l *intent.Loaded, opt ApplyOptions)
 	c.applying.Lock()
 	defer c.applying.Unlock()
 
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
-		return nil, ErrClosed
-	}
-	if c.inForce != nil && c.inForce.commit.Hash == l.Hash {
-		defer c.mu.Unlock()
-		return c.result(c.inForce.commit, true, warnings), nil
-	}
 	f := newForce(Commit{}, l.Intent, p)
-	plan := c.plan(l, f)
-	old := c.inForce
-	c.mu.Unlock()
-
+	plan, old, err := c.plan(l, f)
+	if err != nil {
+		return nil, err
+	}
+	if plan.From == plan.To {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.result(old.commit, true, warnings), nil
+	}
 	if plan.Widens && !opt.Widen && old != nil {
 		return nil, &WidensError{Changes: plan.Changes}
 	}

@@ -176,10 +176,9 @@ func LoadBundle(bundle []byte) (*intent.Loaded, merlon.Diagnostics, error) {
 	return loaded, ds, nil
 }
 
-// Close ends all sessions and closes the state.
+// Close ends all sessions, finishes a change that is being recorded, and closes
+// the state.
 func (c *Control) Close() error {
-	c.applying.Lock() // a change that is being recorded is finished first
-	defer c.applying.Unlock()
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -188,15 +187,17 @@ func (c *Control) Close() error {
 	c.closed = true
 	for _, gates := range c.sessions {
 		for s := range gates {
-			s.end()
+			s.end() // nobody waits for an answer any more
 		}
 	}
 	c.mu.Unlock()
+	c.applying.Lock()
+	defer c.applying.Unlock()
 	return c.store.close()
 }
 
 // maxHistory bounds what History returns.
-const maxHistory = 1000
+const maxHistory = 100
 
 // History returns the newest commits first, at most limit of them; 0 is as
 // many as there may be at once.

@@ -33,7 +33,7 @@ func newForce(commit Commit, in *merlon.Intent, p *policy.Policy) *force {
 	}
 	for i := range in.Services {
 		s := &in.Services[i]
-		if in.Mode == merlon.Shadow || s.Mode == merlon.Shadow {
+		if f.shadows(s) {
 			f.callers[s.Name] = f.places // what is let pass may come from anywhere
 			continue
 		}
@@ -46,6 +46,11 @@ func newForce(commit Commit, in *merlon.Intent, p *policy.Policy) *force {
 		}
 	}
 	return f
+}
+
+// shadows reports whether calls of s that no rule allows are let pass.
+func (f *force) shadows(s *merlon.Service) bool {
+	return f.intent.Mode == merlon.Shadow || s.Mode == merlon.Shadow
 }
 
 // placesOf is every place where an intent is enforced.

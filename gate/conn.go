@@ -282,7 +282,7 @@ func (c *conn) serve() (keep bool) {
 			return c.forward(keep)
 		}
 	}
-	return c.respond(keep)
+	return c.refuse(keep)
 }
 
 // takeUnread puts bytes that belong to the next request where it is read from.

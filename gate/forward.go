@@ -127,7 +127,7 @@ func (c *conn) borrow(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, er
 		if err != nil {
 			return nil, err
 		}
-		if s, mutual := up.State.(*session); up.Disturbed() || mutual && !s.holds(up, c.x.start) {
+		if s, mutual := up.State.(*session); mutual && !s.holds(up, c.x.start) {
 			up.Release(false)
 			continue
 		}

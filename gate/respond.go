@@ -148,6 +148,14 @@ func appendConnection(out []byte, keep bool, minor int) []byte {
 	return append(out, "\r\n"...)
 }
 
+// refuse answers a call that is denied.
+func (c *conn) refuse(keep bool) bool {
+	if c.x.verdict.Effect == merlon.Allow {
+		c.x.verdict = merlon.Verdict{}
+	}
+	return c.respond(keep)
+}
+
 // respond answers in the gate's own name: a status, the reason's code and the
 // id under which the record has the rest. The cause is not for the caller.
 func (c *conn) respond(keep bool) bool {
@@ -236,6 +244,11 @@ func (c *conn) linger() {
 	}
 }
 
+// intentLength is how much of an intent's hash a record names it by: enough to
+// tell apart all the intents a system will have, in a line that is written for
+// every call.
+const intentLength = 16
+
 // record writes the line of evidence for the call.
 func (c *conn) record(status int, sent int64) {
 	x := &c.x
@@ -268,7 +281,7 @@ func (c *conn) record(status int, sent int64) {
 		BytesOut:   sent,
 	}
 	if x.f != nil {
-		r.Intent = x.f.orders.Of
+		r.Intent = x.f.orders.Of[:min(len(x.f.orders.Of), intentLength)]
 	}
 	if c.req.Body == http1.BodyLength {
 		r.BytesIn = c.req.Length

@@ -23,8 +23,10 @@ const (
 	maxCondition = 4 << 10 // bytes of text
 	maxDepth     = 32      // of nesting
 	maxNodes     = 1000    // of the expression after macros
-	maxInput     = 8 << 10 // assumed size of a string, list or map of the call
-	maxCost      = 100_000 // units of CEL, about 10 ns each; checked when compiled and when run
+	maxInput     = 4 << 10 // bytes of a string that a condition reads
+	maxItems     = 1 << 10 // of a list or map in a claim
+	maxValues    = 4 << 10 // in one claim, at all depths
+	maxCost      = 100_000 // units of CEL, for inputs as large as these bounds let them be
 )
 
 // Names that conditions know.
@@ -40,10 +42,9 @@ type condition struct {
 	text    string
 	program cel.Program
 	params  []condParam
-	query   bool // reads the query
-	claims  bool // reads claims
-	env     *cel.Env
-	ast     *cel.Ast // for explanations
+	query   bool     // reads the query
+	claims  []string // that it reads
+	all     bool     // it may read any claim
 }
 
 // condParam is a parameter that a condition reads.
@@ -88,12 +89,12 @@ func (c *compiler) condition(r *merlon.Rule, ops []*operation) *condition {
 		report(issues, at)
 		return never
 	}
-	w := &walker{info: parsed.NativeRep().SourceInfo(), ops: ops, at: at, uses: map[string]*condParam{}}
+	w := &walker{info: parsed.NativeRep().SourceInfo(), ops: ops, at: at, uses: map[string]*condParam{}, claims: map[string]bool{}}
 	w.walk(parsed.NativeRep().Expr())
 	if w.failed {
 		return never
 	}
-	if w.claims && r.Caller != merlon.AnyCaller && c.services[r.Caller] != nil {
+	if (w.all || len(w.claims) > 0) && r.Caller != merlon.AnyCaller && c.services[r.Caller] != nil {
 		at(1, 0, 0, "E0317", fmt.Sprintf("the condition reads claims, and service %q has none", r.Caller), "claims are those of a login's token; use caller.name here")
 		return never
 	}
@@ -135,12 +136,15 @@ func (cs *conditions) make(text string, parsed *cel.Ast, w *walker, at reportAt,
 			"avoid a loop within a loop, or put the fact into a claim")
 		return never
 	}
-	program, err := extended.Program(checked, cel.CostLimit(maxCost))
+	// No cel.CostLimit: its tracker takes time in the square of the length of a
+	// list (a token with 4,000 groups took 10 ms), and so would be the attack that
+	// it should prevent. The estimate holds for bounded inputs, and eval bounds them.
+	program, err := extended.Program(checked)
 	if err != nil {
 		at(1, 0, 0, "E0310", "the condition cannot be compiled: "+err.Error(), "")
 		return never
 	}
-	made := &condition{text: text, program: program, claims: w.claims, env: extended, ast: checked}
+	made := &condition{text: text, program: program, claims: slices.Sorted(maps.Keys(w.claims)), all: w.all}
 	for _, p := range params {
 		made.params = append(made.params, *p)
 		made.query = made.query || p.In == merlon.InQuery
@@ -158,8 +162,7 @@ type reportAt func(line, column, width int, code, message, hint string)
 // report passes on what CEL found wrong.
 func report(issues *cel.Issues, at reportAt) {
 	for _, e := range issues.Errors() {
-		message, _, _ := strings.Cut(e.Message, "\n")
-		message = strings.TrimSuffix(message, " (in container '')")
+		message := celMessage(e.Message)
 		word := ""
 		if parts := strings.Split(message, "'"); len(parts) > 2 {
 			word = parts[1]
@@ -180,6 +183,20 @@ func report(issues *cel.Issues, at reportAt) {
 		}
 		at(line, column, len(word), "E0310", "condition: "+message, hint)
 	}
+}
+
+// celMessage is a message of CEL in our words: without the parser's rules, and
+// with operators as they are written.
+func celMessage(text string) string {
+	text, _, _ = strings.Cut(text, "\n")
+	text = strings.TrimSuffix(text, " (in container '')")
+	if rest, ok := strings.CutPrefix(text, "Syntax error: "); ok {
+		if strings.Contains(rest, "'<EOF>'") {
+			return "it ends too early"
+		}
+		text, _, _ = strings.Cut(rest, " expecting ")
+	}
+	return strings.NewReplacer("'_", "'", "_'", "'").Replace(text)
 }
 
 // environment is what every condition knows.
@@ -289,8 +306,7 @@ func functions() []*env.Function {
 }
 
 // sizes tells CEL how large the values of a call can be, so that the cost of a
-// condition has a bound before it ever runs. What is larger in truth runs into
-// the same bound at run time, and is denied.
+// condition has a bound before it ever runs. eval refuses what is larger.
 type sizes struct{}
 
 // EstimateSize bounds everything that comes with a call.
@@ -310,7 +326,8 @@ type walker struct {
 	ops    []*operation
 	at     reportAt
 	uses   map[string]*condParam
-	claims bool
+	claims map[string]bool
+	all    bool // claims is used as a whole
 	failed bool
 }
 
@@ -338,6 +355,9 @@ func (w *walker) walk(e ast.Expr) {
 				return
 			case nounCaller:
 				w.caller(e, s)
+				return
+			case nounClaims:
+				w.claims[s.FieldName()] = true
 				return
 			}
 		}
@@ -379,7 +399,7 @@ func hides(name string) bool {
 func (w *walker) ident(e ast.Expr) {
 	switch name := e.AsIdent(); name {
 	case nounClaims:
-		w.claims = true
+		w.all = true
 	case nounPath, nounQuery, nounCaller:
 		w.fail(e, len(name), "E0315", fmt.Sprintf("%q is not a value; name a part of it, such as %s.x", name, name),
 			"a name that is not a plain word goes between backquotes: query.`page-size`")

@@ -35,6 +35,7 @@ const (
 	failBare      failure = "a query parameter has no ="
 	failPlus      failure = "a query parameter holds a plus sign, which some applications take for a space"
 	failMissing   failure = "a query parameter is missing"
+	failSize      failure = "what it reads is too large"
 	failType      failure = "a parameter does not have the type that the contract says"
 )
 
@@ -44,6 +45,9 @@ const (
 func (cond *condition) eval(c *merlon.Call, op *operation) error {
 	if cond.program == nil {
 		return failNever
+	}
+	if !cond.bounded(c) {
+		return failSize
 	}
 	vars := activation{call: c, cond: cond}
 	var room [8]any
@@ -59,6 +63,58 @@ func (cond *condition) eval(c *merlon.Call, op *operation) error {
 		return nil
 	}
 	return failFalse
+}
+
+// bounded reports whether all that the condition reads is as small as its cost
+// was estimated for.
+func (cond *condition) bounded(c *merlon.Call) bool {
+	if max(len(c.Caller.Name), len(c.Caller.Subject), len(c.Caller.Client), len(c.Method), len(c.Host)) > maxInput {
+		return false
+	}
+	if cond.all {
+		values := maxValues
+		return boundedValue(c.Caller.Claims, &values, maxDepth)
+	}
+	for _, name := range cond.claims {
+		values := maxValues
+		if !boundedValue(c.Caller.Claims[name], &values, maxDepth) {
+			return false
+		}
+	}
+	return true
+}
+
+// boundedValue counts a claim down, until nothing is left of values or depth.
+func boundedValue(v any, values *int, depth int) bool {
+	if *values--; *values < 0 || depth < 0 {
+		return false
+	}
+	switch v := v.(type) {
+	case string:
+		return len(v) <= maxInput
+	case []any:
+		if len(v) > maxItems {
+			return false
+		}
+		for _, item := range v {
+			if !boundedValue(item, values, depth-1) {
+				return false
+			}
+		}
+	case map[string]any:
+		if len(v) > maxItems {
+			return false
+		}
+		for name, item := range v {
+			if len(name) > maxInput || !boundedValue(item, values, depth-1) {
+				return false
+			}
+		}
+	case nil, bool, float64, int64, int, uint64:
+	default:
+		return false // nothing that JSON or YAML gives
+	}
+	return true
 }
 
 // activation gives the values of one call to CEL.
@@ -225,8 +281,10 @@ func fold(b byte) byte {
 // decode undoes percent-encoding, exactly once (RFC 3986 2.1). What is not
 // UTF-8 afterwards, or holds a NUL, is refused.
 func decode(s string) (string, bool) {
-	i := strings.IndexByte(s, '%')
-	if i < 0 {
+	if len(s) > 3*maxInput {
+		return "", false
+	}
+	if strings.IndexByte(s, '%') < 0 {
 		return s, utf8.ValidString(s) && strings.IndexByte(s, 0) < 0
 	}
 	out := make([]byte, 0, len(s))
@@ -273,5 +331,5 @@ func typed(s string, t merlon.ParamType) (any, bool) {
 	case merlon.Boolean:
 		return s == "true", s == "true" || s == "false"
 	}
-	return s, true
+	return s, len(s) <= maxInput
 }

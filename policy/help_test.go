@@ -143,3 +143,20 @@ func clone(t testing.TB, in *merlon.Intent) *merlon.Intent {
 	}
 	return &out
 }
+
+// test adds a test of the intent, such as "web -> orders GET /orders".
+func (d *draft) test(call string, expect merlon.Effect) *merlon.Test {
+	fields := strings.Fields(call)
+	t := merlon.Test{Pos: d.pos(), Expect: expect}
+	t.Call.Caller = fields[0]
+	switch {
+	case len(fields) == 3:
+		t.Call.Callee, t.Call.Operation, _ = strings.Cut(fields[2], ".")
+	case strings.Contains(fields[3], "://"):
+		t.Method, t.Path = fields[2], fields[3]
+	default:
+		t.Call.Callee, t.Method, t.Path = fields[2], fields[3], fields[4]
+	}
+	d.in.Tests = append(d.in.Tests, t)
+	return &d.in.Tests[len(d.in.Tests)-1]
+}

@@ -3,6 +3,7 @@ package policy
 import (
 	"encoding/json"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -10,7 +11,7 @@ import (
 )
 
 // rounds is how many intents each property is tried on.
-const rounds = 1000
+const rounds = 700
 
 // eachIntent tries a property on many intents that compile.
 func eachIntent(t *testing.T, seed uint64, property func(t *testing.T, r *rand.Rand, in *merlon.Intent, p *Policy)) {
@@ -89,6 +90,36 @@ func TestDecideReference(t *testing.T) {
 		if seen[reason] < 100 {
 			t.Errorf("only %d calls with reason %s", seen[reason], reason)
 		}
+	}
+}
+
+// TestEdgeRoutesAsServices: what the gateway decides on is what the service
+// will do. A request must not be one operation here and another one there.
+func TestEdgeRoutesAsServices(t *testing.T) {
+	t.Parallel()
+	routed, refused := 0, 0
+	eachIntent(t, 6, func(t *testing.T, r *rand.Rand, in *merlon.Intent, p *Policy) {
+		for range 80 {
+			host, method, path := pick(r, testHosts), pick(r, testMethods), pick(r, testCalls)
+			route := p.RouteEdge(host, method, path, nil)
+			if route.Operation == nil {
+				if route.Service != nil {
+					refused++
+				}
+				continue
+			}
+			routed++
+			inner := p.RouteService(route.Service.Name, method, path, nil)
+			if inner.Operation != route.Operation || !slices.Equal(inner.Params, route.Params) {
+				t.Errorf("%s %s%s is %+v at the gateway and %+v at the service", method, host, path, route, inner)
+			}
+			if !p.services[route.Service.Name].operations[route.Operation.Name].exposed {
+				t.Errorf("%s %s%s leads to %s, which no rule opens", method, host, path, route.Operation.Name)
+			}
+		}
+	})
+	if routed < 500 || refused < 20 {
+		t.Errorf("only %d requests were routed, and %d were refused because the service takes them otherwise", routed, refused)
 	}
 }
 

@@ -96,10 +96,24 @@ func (c *compiler) zones() []string {
 	return names
 }
 
-// sortDiagnostics puts ds in the order of Pos and bounds their number.
+// sortDiagnostics puts ds in the order of Pos and bounds their number. Warnings
+// are the first to be dropped: they must not hide an error.
 func sortDiagnostics(ds merlon.Diagnostics) merlon.Diagnostics {
-	slices.SortStableFunc(ds, func(a, b merlon.Diagnostic) int {
+	order := func(a, b merlon.Diagnostic) int {
 		return cmp.Or(a.Pos.Compare(b.Pos), cmp.Compare(a.Code, b.Code), cmp.Compare(a.Message, b.Message))
-	})
-	return ds[:min(len(ds), maxDiagnostics)]
+	}
+	if len(ds) > maxDiagnostics {
+		slices.SortStableFunc(ds, func(a, b merlon.Diagnostic) int {
+			if a.Warning != b.Warning {
+				if b.Warning {
+					return -1
+				}
+				return 1
+			}
+			return order(a, b)
+		})
+		ds = ds[:maxDiagnostics]
+	}
+	slices.SortStableFunc(ds, order)
+	return ds
 }

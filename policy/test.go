@@ -138,10 +138,16 @@ func (p *Policy) test(t *merlon.Test) (merlon.Diagnostic, bool) {
 	d.Code = "E0501"
 	d.Message = fmt.Sprintf("expected %v, got %v for %s: %s", t.Expect, got, testText(t), e.Why)
 	d.Hint = e.hint()
-	if t.Method == "" && e.Verdict.Reason == merlon.ReasonCondition {
-		d.Hint = "a test that names an operation gives it no parameters; write the method and the path if the condition reads some"
+	if t.Method == "" && e.Verdict.Reason == merlon.ReasonCondition && p.readsParams(&call) {
+		d.Hint = "a test that names an operation gives it no parameters; write its method and path, because the condition reads some"
 	}
 	return d, false
+}
+
+// readsParams reports whether the condition that decides c reads parameters.
+func (p *Policy) readsParams(c *merlon.Call) bool {
+	r := p.index[operationKey{c.Service, c.Operation}].rule(partyOf(&c.Caller))
+	return r != nil && r.when != nil && len(r.when.params) > 0
 }
 
 // plainPath reports whether a path is one that a gate lets pass unchanged, as

@@ -9,22 +9,17 @@ import (
 	"merlon/policy"
 )
 
-// group collects operations for which the same thing changes for one caller.
-type group struct {
-	Change
-	key string
-}
-
 // service compares what callers may do with one service.
 func (d *differ) service(name string) {
 	atoms := d.atoms(name)
-	var groups []*group
-	index := map[string]*group{}
+	// Operations for which the same thing changes for one caller are one change.
+	var groups []*Change
+	index := map[string]*Change{}
 	put := func(c Change, operation, example string) {
 		key := fmt.Sprint(c.Kind, "|", c.CallerKind, "|", c.Caller, "|", c.Old, "|", c.New, "|", c.When, "|", c.Text)
 		g := index[key]
 		if g == nil {
-			g = &group{Change: c, key: key}
+			g = &c
 			g.Service, g.Example = name, example
 			index[key] = g
 			groups = append(groups, g)
@@ -38,6 +33,9 @@ func (d *differ) service(name string) {
 			for i := range atoms {
 				a := &atoms[i]
 				was, is := d.see(p, name, host, a)
+				if p.kind == merlon.Login && d.asAnyone(name, host, a, was, is) {
+					continue
+				}
 				if c, ok := compare(was, is); ok {
 					c.Caller, c.CallerKind = p.name, p.kind
 					put(c, a.name(), example(p, name, host, a))
@@ -49,12 +47,36 @@ func (d *differ) service(name string) {
 			}
 		}
 	}
-	d.exposure(name, atoms, put)
+	d.unruled(name, atoms, put)
+	d.exposure(name, atoms)
 	for _, g := range groups {
 		slices.Sort(g.Operations)
-		g.Text = sentence(&g.Change)
-		d.add(g.Change)
+		g.Text = sentence(g)
+		d.add(*g)
 	}
+}
+
+// unruled reports operations that come or go while their service is in shadow
+// mode: every caller inside may use them, without a rule.
+func (d *differ) unruled(name string, atoms []atom, put func(c Change, operation, example string)) {
+	if !d.old.shadow(name) || !d.new.shadow(name) {
+		return // not so, or said with the mode
+	}
+	for i := range atoms {
+		a := &atoms[i]
+		switch {
+		case a.old == nil:
+			put(Change{Kind: Shadowed, New: d.new.services[name].Pos}, a.name(), "")
+		case a.new == nil:
+			put(Change{Kind: Enforced, Old: d.old.services[name].Pos}, a.name(), "")
+		}
+	}
+}
+
+// shadow reports whether calls of a service that no rule allows pass.
+func (s *side) shadow(name string) bool {
+	service := s.services[name]
+	return service != nil && (s.intent.Mode == merlon.Shadow || service.Mode == merlon.Shadow)
 }
 
 // inside is the view of a caller that does not come through the gateway.
@@ -95,6 +117,17 @@ func (d *differ) see(p party, service, host string, a *atom) (was, is *policy.Ed
 		return d.old.edge(p, service, a.old), d.new.edge(p, service, a.new)
 	}
 	return d.old.at(p, service, host, a), d.new.at(p, service, host, a)
+}
+
+// asAnyone reports whether the same sentences are about anyone: what changes
+// for a login is said there already.
+func (d *differ) asAnyone(service, host string, a *atom, was, is *policy.Edge) bool {
+	anyoneWas, anyoneIs := d.see(party{merlon.Anyone, merlon.AnyCaller}, service, host, a)
+	return sameSentence(was, anyoneWas) && sameSentence(is, anyoneIs)
+}
+
+func sameSentence(a, b *policy.Edge) bool {
+	return a == nil && b == nil || a != nil && b != nil && a.Rule == b.Rule
 }
 
 // condition is the condition under which an edge lets calls pass; "" for all.
@@ -146,21 +179,65 @@ func (d *differ) limits(was, is *policy.Edge) (Change, bool) {
 }
 
 // exposure reports what the gateway opens and closes, whoever may use it.
-func (d *differ) exposure(name string, atoms []atom, put func(c Change, operation, example string)) {
+func (d *differ) exposure(name string, atoms []atom) {
 	anyone := party{merlon.Anyone, merlon.AnyCaller}
+	type opening struct {
+		Change
+		hosts []string
+	}
+	var list []*opening
 	for _, host := range names(set(d.old.hosts(name)), set(d.new.hosts(name))) {
+		here := [2]*opening{{Change: Change{Kind: Exposed, Service: name}}, {Change: Change{Kind: Closed, Service: name}}}
 		for i := range atoms {
 			a := &atoms[i]
 			was := d.old.policy.RouteEdge(host, a.method, a.path, nil)
 			is := d.new.policy.RouteEdge(host, a.method, a.path, nil)
 			open, opens := was.Operation != nil && was.Service.Name == name, is.Operation != nil && is.Service.Name == name
+			o := here[0]
 			switch {
-			case !open && opens:
-				put(Change{Kind: Exposed, Text: host, New: is.Service.Pos}, a.name(), example(anyone, name, host, a))
-			case open && !opens:
-				put(Change{Kind: Closed, Text: host, Old: was.Service.Pos}, a.name(), example(anyone, name, host, a))
+			case open == opens:
+				continue
+			case opens:
+				o.New = is.Service.Pos
+			default:
+				o = here[1]
+				o.Old = was.Service.Pos
+			}
+			if len(o.Operations) == 0 {
+				o.Example = example(anyone, name, host, a)
+			}
+			if !slices.Contains(o.Operations, a.name()) {
+				o.Operations = append(o.Operations, a.name())
 			}
 		}
+		for _, o := range here {
+			if len(o.Operations) == 0 {
+				continue
+			}
+			slices.Sort(o.Operations)
+			at := slices.IndexFunc(list, func(p *opening) bool { return p.Kind == o.Kind && slices.Equal(p.Operations, o.Operations) })
+			if at < 0 {
+				at, list = len(list), append(list, o)
+			}
+			list[at].hosts = append(list[at].hosts, host)
+		}
+	}
+	for _, o := range list {
+		o.Text = and(o.hosts)
+		o.Text = sentence(&o.Change)
+		d.add(o.Change)
+	}
+}
+
+// and joins words, the first few of them.
+func and(words []string) string {
+	switch n := len(words); {
+	case n == 1:
+		return words[0]
+	case n > maxNames:
+		return fmt.Sprintf("%s and %d more", strings.Join(words[:maxNames], ", "), n-maxNames)
+	default:
+		return strings.Join(words[:n-1], ", ") + " and " + words[n-1]
 	}
 }
 
@@ -193,14 +270,10 @@ const maxNames = 8
 // sentence says a change of calls in words.
 func sentence(c *Change) string {
 	target := c.Service
-	switch shown := c.Operations[:min(len(c.Operations), maxNames)]; {
-	case len(c.Operations) == 1:
-		target += "." + shown[0]
-	case len(c.Operations) > len(shown):
-		target = fmt.Sprintf("%s and %d more of %s", strings.Join(shown, ", "), len(c.Operations)-len(shown), c.Service)
-	case len(c.Operations) > 1:
-		last := len(shown) - 1
-		target = fmt.Sprintf("%s and %s of %s", strings.Join(shown[:last], ", "), shown[last], c.Service)
+	if len(c.Operations) == 1 {
+		target += "." + c.Operations[0]
+	} else if len(c.Operations) > 1 {
+		target = and(c.Operations) + " of " + c.Service
 	}
 	switch c.Kind {
 	case Allowed:
@@ -209,10 +282,14 @@ func sentence(c *Change) string {
 		return fmt.Sprintf("%s may no longer call %s", c.Caller, target)
 	case Condition:
 		return fmt.Sprintf("%s may call %s on another condition", c.Caller, target)
+	case Shadowed:
+		return fmt.Sprintf("%s is new, and in shadow mode calls that no rule allows pass", target)
+	case Enforced:
+		return fmt.Sprintf("%s is gone; in shadow mode calls that no rule allows passed", target)
 	case Exposed:
-		return fmt.Sprintf("%s is reachable from outside on %s", target, c.Text)
+		return fmt.Sprintf("the gateway answers %s on %s", target, c.Text)
 	case Closed:
-		return fmt.Sprintf("%s is no longer reachable from outside on %s", target, c.Text)
+		return fmt.Sprintf("the gateway no longer answers %s on %s", target, c.Text)
 	}
 	return fmt.Sprintf("%s may call %s: %s", c.Caller, target, c.Text)
 }

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"merlon"
 	"merlon/policy"
@@ -345,6 +346,14 @@ func limitText(l *merlon.Limit) string {
 	if l.Per == merlon.PerCaller {
 		per = "caller"
 	}
-	window := strings.TrimSuffix(strings.TrimSuffix(l.Window.String(), "0s"), "0m")
-	return fmt.Sprintf("%d per %s, %d at once, for each %s", l.Count, window, l.Burst, per)
+	window := l.Window.String()
+	switch l.Window {
+	case time.Second:
+		window = "s"
+	case time.Minute:
+		window = "m"
+	case time.Hour:
+		window = "h"
+	}
+	return fmt.Sprintf("%d/%s (%d at once, per %s)", l.Count, window, l.Burst, per)
 }

@@ -18,19 +18,17 @@ type Conn struct {
 	Endpoint merlon.Endpoint
 	// State is the user's own: it stays with the connection from call to call.
 	State any
-	// Raw is the socket, below TLS.
+	// Raw is the TCP socket, below TLS; nil where there is no access to it.
 	Raw syscall.RawConn
 
-	ep    *endpoint
-	sock  net.Conn // below TLS
-	born  int64
-	since int64 // when it was last released
-	lent  bool  // guarded by ep.mu
-	trial trial // what this loan means to its endpoint
-	told  bool  // the outcome of this loan has been counted
-
-	probe    func(uintptr) // made once, since a function that sees conn allocates
-	readable bool          // what probe found
+	ep     *endpoint
+	sock   net.Conn // below TLS
+	peeker *peeker  // of sock
+	born   int64
+	since  int64 // when it was last released
+	lent   bool  // guarded by ep.mu
+	trial  trial // what this loan means to its endpoint
+	told   bool  // the outcome of this loan has been counted
 }
 
 // Failure is what went wrong with an endpoint.
@@ -76,12 +74,6 @@ func (c *Conn) Release(keep bool) { c.ep.put(c, keep) }
 
 // Socket is the TCP connection, below TLS if there is any.
 func (c *Conn) Socket() net.Conn { return c.sock }
-
-// Disturbed reports whether a pooled connection can be read before anything was
-// asked on it: it has ended, or what is there would be taken for the answer to
-// the next call. Only one that rested for a reading of the clock is looked at;
-// what comes later than that could as well come after the request.
-func (c *Conn) Disturbed() bool { return c.Reused && c.since < c.ep.c.now() && c.canRead() }
 
 // closeNow closes the socket without the close_notify of TLS, which could
 // block for seconds on a peer that does not read.

@@ -25,14 +25,11 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 	}
 	nc, sock, err := ep.connect(ctx, config)
 	if err == nil {
-		conn := &Conn{Conn: nc, Endpoint: ep.Endpoint, State: state, ep: ep, sock: sock, born: ep.c.now(), lent: true}
+		var raw syscall.RawConn
 		if sc, ok := sock.(syscall.Conn); ok {
-			conn.Raw, err = sc.SyscallConn()
+			raw, _ = sc.SyscallConn()
 		}
-		if err == nil {
-			return conn, nil
-		}
-		sock.Close()
+		return &Conn{Conn: nc, Raw: raw, Endpoint: ep.Endpoint, State: state, ep: ep, sock: sock, peeker: newPeeker(sock), born: ep.c.now(), lent: true}, nil
 	}
 	ep.mu.Lock()
 	ep.vacate()

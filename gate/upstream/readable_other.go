@@ -2,6 +2,12 @@
 
 package upstream
 
-// readable cannot be told here without reading: dead connections are met by
-// the calls themselves.
-func (c *Conn) canRead() bool { return false }
+import "net"
+
+// peeker cannot tell here without reading: dead connections are met by the
+// calls themselves.
+type peeker struct{}
+
+func newPeeker(net.Conn) *peeker { return nil }
+
+func (*peeker) readable() bool { return false }

@@ -2,14 +2,40 @@
 
 package upstream
 
-// canRead reports whether a read would return at once. It does not read, and
-// does not touch the readiness that the poller keeps for the connection.
-func (c *Conn) canRead() bool {
-	if c.Raw == nil {
+import (
+	"net"
+	"syscall"
+)
+
+// peeker tells whether a read of a socket would return at once. It does not
+// read, and does not touch the readiness that the poller keeps for the
+// connection. It is made once per connection, so that a look costs no memory.
+type peeker struct {
+	raw   syscall.RawConn
+	look  func(fd uintptr)
+	ready bool
+}
+
+func newPeeker(nc net.Conn) *peeker {
+	p := new(peeker)
+	if sc, ok := nc.(syscall.Conn); ok {
+		p.raw, _ = sc.SyscallConn()
+	}
+	p.look = func(fd uintptr) {
+		err := syscall.EINTR
+		for err == syscall.EINTR {
+			err = peek(fd)
+		}
+		p.ready = err != syscall.EAGAIN
+	}
+	return p
+}
+
+// readable reports whether there is something to read: bytes, the end, or an
+// error. One caller at a time.
+func (p *peeker) readable() bool {
+	if p.raw == nil {
 		return false
 	}
-	if c.probe == nil {
-		c.probe = func(fd uintptr) { c.readable = peek(fd) }
-	}
-	return c.Raw.Control(c.probe) != nil || c.readable
+	return p.raw.Control(p.look) != nil || p.ready
 }
