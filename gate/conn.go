@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -265,10 +264,6 @@ func (c *conn) serve() (keep bool) {
 		x.verdict = deny(ReasonNoOrders)
 	case c.at == Inbound && x.start.After(c.peer.until):
 		x.verdict, keep = deny(ReasonPeerExpired), false
-	case c.req.Upgrade != "" && !strings.EqualFold(c.req.Upgrade, "h2c"):
-		// An offer of h2c may be ignored (RFC 9110 7.8); other upgrades are
-		// the point of the request.
-		x.verdict = deny(ReasonUpgrade)
 	default:
 		x.ask()
 	}
@@ -306,7 +301,10 @@ func (c *conn) dropSent() {
 func (x *exchange) begin() {
 	x.f = x.g.force.Load()
 	x.call = merlon.Call{}
-	x.service, x.limited, x.detail, x.upstream, x.status = nil, nil, "", "", 0
+	if x.at == AtEdge {
+		x.from, x.call.Caller.Client = x.peer.addr, x.peer.client
+	}
+	x.service, x.limited, x.detail, x.upstream, x.status, x.bytesIn = nil, nil, "", "", 0, 0
 	x.verdict = merlon.Verdict{}
 	x.start = time.Now()
 	x.id = ""

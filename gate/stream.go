@@ -20,6 +20,7 @@ type stream struct {
 	done     chan struct{} // closed when the goroutine has ended
 	err      error         // why the body was not sent whole; valid after done
 	rest     []byte        // what was read beyond the body; valid after done
+	taken    int64         // bytes of the body that were read; valid after done
 	begun    atomic.Bool   // the answer has begun
 	buf, out []byte
 }
@@ -37,7 +38,7 @@ func newStream(c *conn, up *upstream.Conn) *stream {
 
 // release gives the memory back. The goroutine has ended.
 func (s *stream) release() {
-	s.c, s.up, s.done, s.err, s.rest = nil, nil, nil, nil, nil
+	s.c, s.up, s.done, s.err, s.rest, s.taken = nil, nil, nil, nil, nil, 0
 	s.begun.Store(false)
 	streams.Put(s)
 }
@@ -107,6 +108,7 @@ func (s *stream) copy() error {
 	c := s.c
 	b := body{kind: c.req.Body, left: c.req.Length}
 	room := c.x.service.MaxBody
+	defer func() { s.taken = c.x.service.MaxBody - max(room, 0) }()
 	for in := c.in.bytes(); ; {
 		out, used, done, err := b.recode(s.out[:0], in, &room)
 		if err != nil {
