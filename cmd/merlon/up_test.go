@@ -2,14 +2,17 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestUp(t *testing.T) {
@@ -294,4 +297,53 @@ func TestUpChanged(t *testing.T) {
 		t.Error("the old intent runs")
 	}
 	s.want("/slow", 200, "done")
+}
+
+// TestUpInterrupted ends merlon while it still builds.
+func TestUpInterrupted(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.serviceAs("b", s.b, "a: [hello]", "build: [sleep, '60']\n      command: [sleep, '60']")
+	cmd := exec.Command(merlonBin(t), "up", s.dir)
+	said, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	var text []byte
+	for line := make([]byte, 256); !strings.Contains(string(text), "building b"); {
+		n, err := said.Read(line)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		text = append(text, line[:n]...)
+	}
+	cmd.Process.Signal(syscall.SIGINT)
+	kill := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+	rest, _ := io.ReadAll(said)
+	cmd.Wait()
+	if !kill.Stop() || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(rest), "interrupted") {
+		t.Errorf("%v\n%s", cmd.ProcessState, rest)
+	}
+	s.gone()
+}
+
+// TestUpMovesAway changes what keeps the committed intent from coming up again.
+func TestUpMovesAway(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	u := s.up()
+	u.end(syscall.SIGTERM)
+	l, err := net.Listen("tcp", s.gateway)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	s.fails(1, []string{"up"}, "in use", "gateway")
+	s.head(s.c)
+	s.up()
+	s.want("/call", 200, "b")
 }
