@@ -701,7 +701,7 @@ func TestRecordFull(t *testing.T) {
 // TestMain fails if a goroutine of a gate outlives all tests: every gate is
 // closed by then. Descriptors belong to goroutines.
 func TestMain(m *testing.M) {
-	code := m.Run()
+	code := runBoth(m)
 	if code == 0 {
 		if left := leaked(); left != "" {
 			os.Stderr.WriteString("goroutines left behind:\n" + left + "\n")

@@ -56,6 +56,7 @@ type exchange struct {
 	limited  *merlon.Limit // and which one that was; nil for none
 	detail   string        // the cause, for the record only
 	upstream string        // address the call was sent to, for the record only
+	bytesIn  int64         // of the request body, as far as it was read
 	start    time.Time
 	id       string
 	port     string // of the Host, with its colon; "" without one

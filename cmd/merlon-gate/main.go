@@ -35,6 +35,7 @@ func main() {
 
 type options struct {
 	orders, svid, records, in, out string
+	portable                       bool
 }
 
 func run() error {
@@ -44,6 +45,7 @@ func run() error {
 	flag.StringVar(&o.records, "records", "", "`directory` for the records of decisions")
 	flag.StringVar(&o.in, "in", "", "`address` for calls from other gates (a gate beside a service)")
 	flag.StringVar(&o.out, "out", "", "`address` for calls of the own service (a gate beside a service)")
+	flag.BoolVar(&o.portable, "portable", false, "do without the I/O layer made for Linux")
 	flag.Parse()
 	if o.orders == "" || o.svid == "" || o.records == "" || flag.NArg() > 0 {
 		flag.Usage()
@@ -73,6 +75,7 @@ func run() error {
 		Source:      source,
 		Records:     records,
 		Log:         log,
+		Portable:    o.portable,
 	})
 	if err != nil {
 		return err

@@ -235,3 +235,29 @@ func TestCommandsAreDocumented(t *testing.T) {
 		t.Errorf("docs/cli.md has a section for merlon %s, which does not exist", name)
 	}
 }
+
+// TestReadmeIntent: the intent of the README is right, and its tests hold.
+func TestReadmeIntent(t *testing.T) {
+	t.Parallel()
+	src, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for b := range blocks(string(src)) {
+		if b.kind != "yaml" {
+			continue
+		}
+		n++
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "merlon.yaml"), []byte(b.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("merlon", "check", dir).CombinedOutput(); err != nil || bytes.Contains(out, []byte("warning")) {
+			t.Errorf("README.md:%d: %s", b.line, out)
+		}
+	}
+	if n != 1 {
+		t.Errorf("README.md has %d intents", n)
+	}
+}

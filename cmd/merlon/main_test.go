@@ -184,9 +184,10 @@ var happened = []happening{
 	{id: 1, place: "gate of web", at: "in", call: "anyone -> web GET /products", status: 200},
 	{id: 2, place: "gate of web", at: "out", call: "web -> catalog GET /products?limit=500", status: 200},
 	{id: 3, place: "gateway", at: "edge", call: "anyone -> GET https://shop.example/products/7", status: 401, reason: merlon.ReasonInvalidToken, detail: "jwt: expired"},
-	{id: 4, place: "gateway", at: "edge", call: "staff -> orders GET /orders", status: 403, subject: "u-17"},
+	{id: 4, place: "gateway", at: "edge", call: "anyone -> GET https://shop.example/orders", status: 401},
 	{id: 5, place: "gate of ledger", at: "in", call: "web -> ledger GET /accounts/shop", status: 403},
 	{id: 6, place: "gateway", at: "edge", call: "anyone -> GET https://shop.example/no/such/thing", status: 404, reason: merlon.ReasonNoOperation},
+	{id: 8, place: "gateway", at: "edge", call: "staff -> orders GET /orders", status: 403, subject: "u-17"},
 	// What a terminal would obey must not reach it.
 	{id: 7, place: "gateway", at: "edge", call: "staff -> orders GET /orders/1", status: 429, reason: merlon.ReasonRateLimited, subject: "\x1b[2Jroot"},
 }
