@@ -160,6 +160,8 @@ func TestUpRefuses(t *testing.T) {
 		{"TCP", func(t *testing.T, s *site) {
 			s.write("c.merlon.yaml", "services:\n  c:\n    address: "+s.c+"\n    protocol: tcp\n    callers: {a: all}\n")
 		}, []string{"c.merlon.yaml:", "does not speak tcp", `rule \"c: a\"`}},
+		{"two services at one port", func(t *testing.T, s *site) { s.service("b", s.a, "a: [hello]") },
+			[]string{"b.merlon.yaml:", "service b wants", "where service a is to run by a.merlon.yaml:"}},
 		{"nothing committed", func(t *testing.T, s *site) { s.remove("merlon.yaml") },
 			[]string{"no intent was ever in force", "without --committed"}},
 	}
