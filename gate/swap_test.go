@@ -92,6 +92,9 @@ func TestSwapsUnderLoad(t *testing.T) {
 					return
 				}
 				calls.Add(1)
+				if a.header.Get("Connection") == "close" {
+					w = newWire(t, dial(t, e.edge))
+				}
 				switch {
 				case want == 0 && a.status == 200:
 					passed.Add(1)
