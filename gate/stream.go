@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"merlon/gate/http1"
 	"merlon/gate/upstream"
@@ -22,6 +23,7 @@ type stream struct {
 	rest     []byte        // what was read beyond the body; valid after done
 	taken    int64         // bytes of the body that were read; valid after done
 	begun    atomic.Bool   // the answer has begun
+	last     atomic.Bool   // the last piece is being sent
 	buf, out []byte
 }
 
@@ -40,6 +42,7 @@ func newStream(c *conn, up *upstream.Conn) *stream {
 func (s *stream) release() {
 	s.c, s.up, s.done, s.err, s.rest, s.taken = nil, nil, nil, nil, nil, 0
 	s.begun.Store(false)
+	s.last.Store(false)
 	streams.Put(s)
 }
 
@@ -96,6 +99,13 @@ func (s *stream) ended() error {
 func (s *stream) answered() bool {
 	s.begun.Store(true)
 	s.c.bodyWatch.restart(s.c.g, s.up.Conn, s.c.g.cfg.Bounds.Stall, busy)
+	if s.last.Load() {
+		// The answer to a whole body overtakes the goroutine that has sent it.
+		select {
+		case <-s.done:
+		case <-time.After(lastWait):
+		}
+	}
 	select {
 	case <-s.done:
 		return s.err == nil
@@ -103,6 +113,10 @@ func (s *stream) answered() bool {
 		return false
 	}
 }
+
+// lastWait is how long the last piece of a body may take when its answer has
+// begun, for the client's connection to be kept.
+const lastWait = 20 * time.Millisecond
 
 func (s *stream) copy() error {
 	c := s.c
@@ -115,6 +129,7 @@ func (s *stream) copy() error {
 			return err
 		}
 		in = in[used:]
+		s.last.Store(done)
 		if err := s.write(out); err != nil {
 			return err
 		}
