@@ -29,9 +29,12 @@ type conn struct {
 	net  net.Conn
 	peer peer
 
-	in  reader // from the client
-	up  reader // from the upstream, while a call lasts
-	out []byte // to either
+	in    reader            // from the client
+	up    reader            // from the upstream, while a call lasts
+	out   []byte            // to either
+	input *[bufferSize]byte // the memory of in; nil while idle
+	work  *work             // the memory of up and out; nil while idle
+	live  live
 
 	req    http1.Request
 	res    http1.Response
@@ -44,6 +47,8 @@ type conn struct {
 	reserved bool
 
 	lent *upstream.Conn // the connection that this call has borrowed
+	// lingers says that the client may still be sending what nobody will use.
+	lingers bool
 
 	watch     watch // of what this goroutine waits for
 	bodyWatch watch // of what the goroutine of stream waits for
@@ -95,19 +100,13 @@ func (rd *reader) more(n int) error {
 
 func (rd *reader) bytes() []byte { return rd.buf[rd.r:rd.w] }
 
-var conns = sync.Pool{New: func() any {
-	return &conn{
-		in:  reader{buf: make([]byte, bufferSize)},
-		up:  reader{buf: make([]byte, bufferSize)},
-		out: make([]byte, 0, bufferSize+2048),
-	}
-}}
+var conns = sync.Pool{New: func() any { return new(conn) }}
 
 // serveConn owns nc until it is closed.
 func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 	c := conns.Get().(*conn)
 	c.g, c.at, c.net = g, at, nc
-	c.in.conn, c.in.r, c.in.w = nc, 0, 0
+	c.in.conn = nc
 	c.peer = peer{addr: client, client: client.String()}
 	c.x.g, c.x.at, c.x.peer, c.x.req = g, at, &c.peer, &c.req
 	defer c.end(client)
@@ -118,7 +117,11 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 		g.cfg.Log.Debug("connection refused", "at", at, "client", client, "error", err)
 		return
 	}
-	for c.next() {
+	c.enliven()
+	for c.stay() && c.next() {
+	}
+	if c.lingers {
+		c.linger()
 	}
 }
 
@@ -148,7 +151,9 @@ func (c *conn) release() {
 	c.x.call, c.x.verdict, c.x.f = merlon.Call{}, merlon.Verdict{}, nil
 	c.req.Reset()
 	c.res.Reset()
-	c.reserved, c.unread = false, nil
+	c.reserved, c.unread, c.lingers = false, nil, false
+	c.live.on, c.live.raw, c.live.inside, c.live.rest, c.live.err = false, nil, false, nil, nil
+	c.rest(true)
 	c.dropSent()
 	c.watch.reset()
 	c.bodyWatch.reset()
@@ -214,12 +219,18 @@ func (c *conn) next() bool {
 	limits := c.at.limits()
 	c.req.Reset()
 	if c.in.r == c.in.w {
+		c.rest(false)
 		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 		// Asked after the wait is known: a drain either sees it or is seen.
-		if c.g.draining.Load() || c.in.fill() != nil {
+		if c.g.draining.Load() {
+			return false
+		}
+		c.holdInput()
+		if c.in.fill() != nil {
 			return false
 		}
 	}
+	c.hold()
 	for first := true; ; first = false {
 		n, err := c.req.Parse(c.in.bytes(), limits)
 		if err != nil {

@@ -170,6 +170,7 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place) *gate.Gate {
 		Records:     records,
 		Log:         log,
 		Bounds:      e.setup.bounds,
+		Portable:    portable,
 		EdgeCertificate: func(hosts []string) (*tls.Certificate, error) {
 			cert, pem, err := e.auth.EdgeCertificate(hosts)
 			e.edgePEM = pem

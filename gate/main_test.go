@@ -13,7 +13,7 @@ import (
 // client and server of a test is closed by then.
 func TestMain(m *testing.M) {
 	before := sockets()
-	code := m.Run()
+	code := runBoth(m)
 	if code == 0 {
 		if left := leaked(before); left != "" {
 			os.Stderr.WriteString("left behind:\n" + left + "\n")

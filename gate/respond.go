@@ -188,11 +188,8 @@ func (c *conn) respond(keep bool) bool {
 	c.out = out
 	// The record goes first: nobody learns of a denial before the record does.
 	c.record(status, 0)
-	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
-	_, err := c.net.Write(out)
-	if !keep && err == nil {
-		c.linger()
-	}
+	err := c.write(out)
+	c.lingers = !keep && err == nil
 	return keep && err == nil
 }
 

@@ -23,7 +23,7 @@ type stream struct {
 	rest     []byte        // what was read beyond the body; valid after done
 	taken    int64         // bytes of the body that were read; valid after done
 	begun    atomic.Bool   // the answer has begun
-	last     atomic.Bool   // the last piece is being sent
+	last     atomic.Bool   // the end of the body is being written, or was
 	buf, out []byte
 }
 
@@ -100,10 +100,11 @@ func (s *stream) answered() bool {
 	s.begun.Store(true)
 	s.c.bodyWatch.restart(s.c.g, s.up.Conn, s.c.g.cfg.Bounds.Stall, busy)
 	if s.last.Load() {
-		// The answer to a whole body overtakes the goroutine that has sent it.
+		// An answer can be quicker than the goroutine that has just written the
+		// end of the body; the connection would be closed for nothing.
 		select {
 		case <-s.done:
-		case <-time.After(lastWait):
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
 	select {
@@ -113,10 +114,6 @@ func (s *stream) answered() bool {
 		return false
 	}
 }
-
-// lastWait is how long the last piece of a body may take when its answer has
-// begun, for the client's connection to be kept.
-const lastWait = 20 * time.Millisecond
 
 func (s *stream) copy() error {
 	c := s.c

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"net"
+	"syscall"
 
 	"merlon"
 )
@@ -17,6 +18,8 @@ type Conn struct {
 	Endpoint merlon.Endpoint
 	// State is the user's own: it stays with the connection from call to call.
 	State any
+	// Raw is the TCP socket, below TLS; nil where there is no access to it.
+	Raw syscall.RawConn
 
 	ep     *endpoint
 	sock   net.Conn // below TLS
