@@ -258,7 +258,7 @@ func (c *conn) next() bool {
 func (c *conn) serve() (keep bool) {
 	x := &c.x
 	x.begin()
-	keep = !c.req.Close && !c.g.draining.Load() && (c.at != Inbound || x.start.Before(c.peer.renew))
+	keep = !c.req.Close && (c.at != Inbound || x.start.Before(c.peer.renew))
 	switch {
 	case x.f == nil:
 		x.verdict = deny(ReasonNoOrders)
