@@ -174,15 +174,24 @@ func (c *conn) prove() error {
 			}
 			c.net, c.in.conn = tc, tc
 		}
-	case Outbound:
-		own := c.g.cfg.Place.Service
-		c.peer.caller = merlon.Caller{
-			Kind:    merlon.Workload,
-			Name:    own,
-			Subject: "spiffe://" + c.g.cfg.TrustDomain + "/" + own,
+	}
+	return nil // who is at the other end of Outbound depends on the orders
+}
+
+// proveOwn finds out whether the gate's own service is at the other end: any
+// other process of the host would borrow its identity. It is asked once for
+// each version of the orders, so that a narrower one reaches open connections.
+func (c *conn) proveOwn() {
+	p, cfg := &c.peer, &c.g.cfg
+	p.caller, p.stranger, p.under = merlon.Caller{}, "", c.x.f
+	if cfg.Own != nil {
+		if err := cfg.Own(c.net); err != nil {
+			p.stranger = err.Error()
+			return
 		}
 	}
-	return nil
+	own := cfg.Place.Service
+	p.caller = merlon.Caller{Kind: merlon.Workload, Name: own, Subject: "spiffe://" + cfg.TrustDomain + "/" + own}
 }
 
 func (c *conn) proveWorkload(tc *tls.Conn) error {
@@ -249,6 +258,13 @@ func (c *conn) serve() (keep bool) {
 	x := &c.x
 	x.begin()
 	keep = !c.req.Close && !c.g.draining.Load() && (c.at != Inbound || x.start.Before(c.peer.renew))
+	if c.at == Outbound && x.f != nil {
+		if c.peer.under != x.f {
+			c.proveOwn()
+		}
+		// The next connection is asked anew.
+		keep = keep && c.peer.caller.Kind == merlon.Workload
+	}
 	switch {
 	case x.f == nil:
 		x.verdict = deny(ReasonNoOrders)

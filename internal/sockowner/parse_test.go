@@ -171,7 +171,7 @@ func FuzzParseStat(f *testing.F) {
 	f.Add("x) S 1 1 1 (y", "1", "2")
 	f.Fuzz(func(t *testing.T, name, parent, session string) {
 		s, ok := parseStat([]byte("42 (" + name + ") S " + parent + " 8 " + session + " 0 -1"))
-		if !ok || strings.ContainsAny(parent+session, ") \t\n\v\f\r") {
+		if !ok || strings.Contains(parent+session, ")") || len(strings.Fields(parent)) != 1 || strings.Fields(parent)[0] != parent {
 			return
 		}
 		if p, ok := parseUint([]byte(parent), 10, 31); !ok || int(p) != s.parent {
