@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"merlon"
 	"merlon/policy"
@@ -72,7 +73,7 @@ func (c *Control) policyOf(ctx context.Context, known map[string]*policy.Policy,
 	c.mu.Lock()
 	f := c.inForce
 	c.mu.Unlock()
-	if f != nil && f.commit.Hash == hash {
+	if f != nil && strings.HasPrefix(f.commit.Hash, hash) {
 		known[hash] = f.policy
 		return f.policy
 	}
@@ -92,7 +93,7 @@ func (c *Control) now(then string, call *merlon.Call) *merlon.Verdict {
 	c.mu.Lock()
 	f := c.inForce
 	c.mu.Unlock()
-	if f == nil || f.commit.Hash == then {
+	if f == nil || strings.HasPrefix(f.commit.Hash, then) {
 		return nil
 	}
 	v := f.policy.Decide(call)

@@ -270,8 +270,6 @@ func (c *conn) serve() (keep bool) {
 		x.verdict = deny(ReasonNoOrders)
 	case c.at == Inbound && x.start.After(c.peer.until):
 		x.verdict, keep = deny(ReasonPeerExpired), false
-	case c.req.Method == "CONNECT":
-		x.verdict = deny(ReasonConnect)
 	case c.req.Upgrade != "" && !strings.EqualFold(c.req.Upgrade, "h2c"):
 		// An offer of h2c may be ignored (RFC 9110 7.8); other upgrades are
 		// the point of the request.

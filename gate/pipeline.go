@@ -30,7 +30,6 @@ const (
 	ReasonBodyInvalid    merlon.Reason = "body_invalid"       // its chunks are not well-formed
 	ReasonClientGone     merlon.Reason = "client_gone"        // the client stopped before the end of its body
 	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken" // WebSocket and other upgrades
-	ReasonConnect        merlon.Reason = "connect_not_spoken" // CONNECT
 	ReasonUpstreamBroken merlon.Reason = "upstream_broken"    // the upstream broke off
 	ReasonUpstreamBad    merlon.Reason = "upstream_invalid"   // the upstream's answer is not strict HTTP
 	ReasonTimeout        merlon.Reason = "upstream_timeout"   // the answer did not begin in time
@@ -357,7 +356,7 @@ func (x *exchange) answerStatus() int {
 		return 403
 	case ReasonBodyTooLarge:
 		return 413
-	case ReasonUpgrade, ReasonConnect:
+	case ReasonUpgrade:
 		return 501
 	case upstream.ReasonNoEndpoint, upstream.ReasonConnect, upstream.ReasonClosed, ReasonUpstreamBroken, ReasonUpstreamBad:
 		return 502

@@ -247,6 +247,11 @@ func (c *conn) linger() {
 	}
 }
 
+// intentLength is how much of an intent's hash a record names it by: enough to
+// tell apart all the intents a system will have, in a line that is written for
+// every call.
+const intentLength = 16
+
 // record writes the line of evidence for the call.
 func (c *conn) record(status int, sent int64) {
 	x := &c.x
@@ -279,7 +284,7 @@ func (c *conn) record(status int, sent int64) {
 		BytesOut:   sent,
 	}
 	if x.f != nil {
-		r.Intent = x.f.orders.Of
+		r.Intent = x.f.orders.Of[:min(len(x.f.orders.Of), intentLength)]
 	}
 	if c.req.Body == http1.BodyLength {
 		r.BytesIn = c.req.Length

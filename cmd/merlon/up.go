@@ -34,7 +34,8 @@ points. What is not allowed by the intent is denied.
 State (keys, history of intents, records) is kept in DIR/.merlon. If the intent
 differs from the one in force before, the change is applied as merlon apply
 does: one that widens access needs --widen.`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              takes(0, 1),
+		ValidArgsFunction: completeDir(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return up(cmd.Context(), u, dirArg(args, 0), logFile, widen)
 		},
