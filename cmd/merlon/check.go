@@ -218,7 +218,7 @@ changes nothing. A change that widens access needs --widen.`,
 			if err != nil {
 				return u.applyFailed(dir, err)
 			}
-			return u.applied(result)
+			return u.applied(dir, result)
 		},
 	}
 	c.Flags().BoolVar(&widen, "widen", false, "accept that more calls are allowed than before")
@@ -226,11 +226,16 @@ changes nothing. A change that widens access needs --widen.`,
 	return c
 }
 
-func (u *ui) applied(r *control.Result) error {
+func (u *ui) applied(dir string, r *control.Result) error {
 	if u.json {
 		u.printJSON(r)
 	} else {
-		u.printChanges(r.Commit.Changes)
+		if files, err := openDir(dir); err == nil {
+			u.warn(files, slices.Concat(r.Warnings, r.Problems))
+		}
+		if !r.Unchanged {
+			u.printChanges(r.Commit.Changes)
+		}
 		switch {
 		case r.Unchanged:
 			u.printf("intent %s is in force already\n", u.cyan(short(r.Commit.Hash)))
@@ -245,7 +250,7 @@ func (u *ui) applied(r *control.Result) error {
 			}
 		}
 	}
-	if !r.Live && !r.Unchanged {
+	if !r.Live || len(r.Problems) > 0 {
 		return &exit{code: exitFailed}
 	}
 	return nil
