@@ -178,12 +178,20 @@ func (c *conn) prove() error {
 	return nil // who is at the other end of Outbound depends on the orders
 }
 
+// AskOwn asks Config.Own again about every connection of the local side, before
+// its next call.
+func (g *Gate) AskOwn() { g.proofs.Add(1) }
+
 // proveOwn finds out whether the gate's own service is at the other end: any
 // other process of the host would borrow its identity. It is asked once for
 // each version of the orders, so that a narrower one reaches open connections.
 func (c *conn) proveOwn() {
 	p, cfg := &c.peer, &c.g.cfg
-	p.caller, p.stranger, p.under = merlon.Caller{}, "", c.x.f
+	proof := c.g.proofs.Load() // first: what changes meanwhile is asked for again
+	if p.under == c.x.f && p.proof == proof {
+		return
+	}
+	p.caller, p.stranger, p.under, p.proof = merlon.Caller{}, "", c.x.f, proof
 	if cfg.Own != nil {
 		if err := cfg.Own(c.net); err != nil {
 			p.stranger = err.Error()
@@ -259,9 +267,7 @@ func (c *conn) serve() (keep bool) {
 	x.begin()
 	keep = !c.req.Close && !c.g.draining.Load() && (c.at != Inbound || x.start.Before(c.peer.renew))
 	if c.at == Outbound && x.f != nil {
-		if c.peer.under != x.f {
-			c.proveOwn()
-		}
+		c.proveOwn()
 		// The next connection is asked anew.
 		keep = keep && c.peer.caller.Kind == merlon.Workload
 	}

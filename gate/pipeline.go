@@ -80,6 +80,7 @@ type peer struct {
 	// Outbound: the orders under which caller was proved, and who is there if it
 	// is not the own service; caller is nobody then.
 	under    *force
+	proof    uint64
 	stranger string
 	renew    time.Time // Inbound: when the connection should make way for one with a newer certificate
 }
