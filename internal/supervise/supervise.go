@@ -299,16 +299,18 @@ func (p *Process) launch() (*run, error) {
 		return nil, err
 	}
 	cmd.Stdout, cmd.Stderr = write, write
-	err = p.s.fork(cmd)
+	r := &run{ended: make(chan struct{})}
+	p.mu.Lock() // who asks for a program that has begun to run finds it
+	if err = p.s.fork(cmd); err == nil {
+		r.pid = cmd.Process.Pid
+		p.pid, p.run = r.pid, r
+	}
+	p.mu.Unlock()
 	write.Close()
 	if err != nil {
 		read.Close()
 		return nil, err
 	}
-	r := &run{pid: cmd.Process.Pid, ended: make(chan struct{})}
-	p.mu.Lock()
-	p.pid, p.run = r.pid, r
-	p.mu.Unlock()
 	go r.wait(cmd, read, p.spec)
 	return r, nil
 }
