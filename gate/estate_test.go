@@ -172,6 +172,7 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place) *gate.Gate {
 		Log:         log,
 		Bounds:      e.setup.bounds,
 		Own:         e.setup.own,
+		Portable:    portable,
 		EdgeCertificate: func(hosts []string) (*tls.Certificate, error) {
 			cert, pem, err := e.auth.EdgeCertificate(hosts)
 			e.edgePEM = pem

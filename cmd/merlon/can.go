@@ -283,8 +283,13 @@ func (u *ui) printAnswer(a answer) {
 	}
 	u.printf("%s  %s\n\n", word, u.bold(a.Call))
 	var rows [][]string
+	nameless := []merlon.Reason{merlon.ReasonNoService, merlon.ReasonNoOperation}
 	for _, l := range a.Layers {
-		rows = append(rows, u.verdictRow(l.Place, l.Verdict))
+		row := u.verdictRow(l.Place, l.Verdict)
+		if l.Verdict.Reason == merlon.ReasonNoService && !slices.Contains(nameless, a.Explanation.Verdict.Reason) {
+			row = append(row, u.dim("not in its orders")) // a gate knows no service that nothing behind it may call
+		}
+		rows = append(rows, row)
 	}
 	u.table("  ", rows)
 	u.printf("\n")
@@ -390,8 +395,12 @@ func (u *ui) printWhy(w *control.Why) {
 		if r.Detail != "" {
 			u.note("cause", "", "%s", r.Detail)
 		}
-		if s.Explanation != nil && (r.Verdict.Effect != merlon.Allow || r.Verdict.Shadow) {
-			u.printExplanation(*s.Explanation)
+		switch e := s.Explanation; {
+		case e == nil || r.Verdict.Effect == merlon.Allow && !r.Verdict.Shadow:
+		case e.Verdict.Effect == merlon.Allow && !r.Verdict.Shadow:
+			u.note("policy", e.Verdict.Pos.String(), "has nothing against it: %s", e.Why)
+		default:
+			u.printExplanation(*e)
 		}
 		if s.Now != nil {
 			u.note("now", s.Now.Pos.String(), "the intent in force says: %v, %s", s.Now.Effect, s.Now.Reason)

@@ -300,8 +300,9 @@ func (u *ui) printRecord(r *record.Record) {
 			mark, paint = "~", u.yellow
 		}
 	}
-	u.printf("%s  %s  %s  %s  %s  %s\n", u.dim(time.Unix(0, r.Time).Format("15:04:05.000")), u.dim(printable(r.ID)),
-		paint(fmt.Sprintf("%s %3s %-13s", mark, statusText(r.Status), reason)), u.callText(r), u.dim(where(r)), u.dim(r.Verdict.Pos.String()))
+	line := fmt.Sprintf("%s  %s  %s  %-19s  %s  %s", u.dim(time.Unix(0, r.Time).Format("15:04:05.000")), u.dim(printable(r.ID)),
+		paint(fmt.Sprintf("%s %3s %-13s", mark, statusText(r.Status), reason)), where(r), u.callText(r), u.dim(r.Verdict.Pos.String()))
+	u.printf("%s\n", strings.TrimRight(line, " "))
 }
 
 // statusText is the status of an answer; a call whose caller went away has none.

@@ -226,12 +226,13 @@ func first(list []string) string {
 // applyFailed shows why an intent was not put in force.
 func (u *ui) applyFailed(dir string, err error) error {
 	if w, ok := errors.AsType[*control.WidensError](err); ok {
+		const text, hint = "the change widens access, and so nothing was changed", "look at what is newly allowed; if it is meant, repeat with --widen"
 		if u.json {
-			u.printJSON(map[string]any{"ok": false, "error": err.Error(), "widens": true, "changes": w.Changes})
+			u.printJSON(map[string]any{"ok": false, "error": text, "hint": hint, "widens": true, "changes": w.Changes})
 			return &exit{code: exitWidens}
 		}
 		u.printChanges(w.Changes)
-		return &exit{exitWidens, fmt.Errorf("%w\nhint: look at what is newly allowed above; if it is meant, repeat with --widen", err)}
+		return &exit{exitWidens, hinted(errors.New(text), hint)}
 	}
 	if ds, ok := errors.AsType[merlon.Diagnostics](err); ok {
 		files, ferr := openDir(dir)
