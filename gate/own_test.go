@@ -15,6 +15,7 @@ import (
 
 	"merlon"
 	"merlon/internal/sockowner"
+	"merlon/record"
 )
 
 const ownIntent = `
@@ -169,8 +170,14 @@ func TestOwnWorkload(t *testing.T) {
 	}
 
 	e.stop()
+	wantStrangers(t, e.evidence(merlon.Place{Service: "web"}), 3)
+}
+
+// wantStrangers holds records to so many refusals of strangers.
+func wantStrangers(t *testing.T, all []record.Record, want int) {
+	t.Helper()
 	refused := 0
-	for _, r := range e.evidence(merlon.Place{Service: "web"}) {
+	for _, r := range all {
 		if r.Verdict.Reason != "not_own_workload" {
 			continue
 		}
@@ -179,8 +186,8 @@ func TestOwnWorkload(t *testing.T) {
 			t.Errorf("recorded as %+v", r)
 		}
 	}
-	if refused != 3 {
-		t.Errorf("%d refusals are recorded, want 3", refused)
+	if refused != want {
+		t.Errorf("%d refusals are recorded, want %d", refused, want)
 	}
 }
 

@@ -4,9 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os/user"
-	"strconv"
-	"strings"
 	"sync"
 
 	"merlon"
@@ -50,24 +47,11 @@ func ruleOf(svc *merlon.Service) (localRule, error) {
 	}
 	var err error
 	r.user = svc.Workload.UnixUser
-	r.uid, err = lookupUser(r.user)
+	r.uid, err = sockowner.UserID(r.user)
 	if err != nil {
 		return r, fmt.Errorf("%v: the workload of %s cannot be recognised: %w\nhint: make the user on this host, or name another", svc.Workload.Pos, svc.Name, err)
 	}
 	return r, nil
-}
-
-// lookupUser is a user's number. Names go before numbers, as everywhere.
-func lookupUser(name string) (uint32, error) {
-	u, err := user.Lookup(name)
-	if err == nil {
-		name = u.Uid
-	}
-	uid, perr := strconv.ParseUint(name, 10, 32)
-	if perr != nil {
-		return 0, err
-	}
-	return uint32(uid), nil
 }
 
 // checkWorkloads finds what no gate could enforce, before an intent is in
@@ -182,7 +166,7 @@ func (l *local) own(c net.Conn) error {
 			return nil
 		}
 	}
-	said := "the caller is " + describe(s) + "; admitted is " + rule.String()
+	said := "the caller is " + sockowner.Describe(s) + "; admitted is " + rule.String()
 	if err != nil && !errors.Is(err, sockowner.ErrNotHeld) {
 		said += ": " + err.Error()
 	}
@@ -207,24 +191,4 @@ func holder(p *supervise.Process, s sockowner.Socket) error {
 	defer root.Close()
 	_, err := root.Holder(s)
 	return err
-}
-
-// describe says who holds a socket, for people.
-func describe(s sockowner.Socket) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "uid %d", s.UID)
-	if u, err := user.LookupId(strconv.Itoa(int(s.UID))); err == nil {
-		fmt.Fprintf(&b, " (%s)", u.Username)
-	}
-	p, err := sockowner.Find(s)
-	if err != nil {
-		b.WriteString(", in a process that cannot be seen")
-		return b.String()
-	}
-	defer p.Close()
-	fmt.Fprintf(&b, ", pid %d", p.PID())
-	if exe := p.Executable(); exe != "" {
-		fmt.Fprintf(&b, " (%s)", exe)
-	}
-	return b.String()
 }
