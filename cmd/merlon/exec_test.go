@@ -2,9 +2,9 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -216,17 +216,7 @@ func TestWorkloadUser(t *testing.T) {
 		t.Errorf("status does not say who is admitted:\n%s", status)
 	}
 	if os.Getuid() == 0 {
-		// Where another user may run it.
-		app := filepath.Join(s.dir, "app")
-		data, err := os.ReadFile(appBin(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(app, data, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		os.Chmod(s.dir, 0o755)
-		cmd := exec.Command(app, "get")
+		cmd := exec.Command(s.publicApp(), "get")
 		cmd.Env = []string{"HTTP_PROXY=http://" + u.out("a")}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		c := startCaller(t, cmd)
@@ -282,21 +272,23 @@ func TestExecOfAnotherUser(t *testing.T) {
 	}
 	s := newSite(t)
 	s.up()
-	if err := os.Chmod(s.dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("/proc/self/exe", "-test.run=^TestDialSocket$", "-test.count=1")
-	cmd.Env = append(os.Environ(), "DIAL_SOCKET="+filepath.Join(s.dir, ".merlon", "control.sock"))
+	cmd := exec.Command(s.publicApp(), "dial", filepath.Join(s.dir, ".merlon", "control.sock"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "permission denied") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
 
-// TestDialSocket is no test: TestExecOfAnotherUser runs it as another user.
-func TestDialSocket(t *testing.T) {
-	if path := os.Getenv("DIAL_SOCKET"); path != "" {
-		_, err := net.Dial("unix", path)
-		fmt.Println(err)
+// publicApp is the app where another user may run it.
+func (s *site) publicApp() string {
+	s.t.Helper()
+	data, err := os.ReadFile(appBin(s.t))
+	if err != nil {
+		s.t.Fatal(err)
 	}
+	app := filepath.Join(s.dir, "app")
+	if err := errors.Join(os.WriteFile(app, data, 0o755), os.Chmod(s.dir, 0o755)); err != nil {
+		s.t.Fatal(err)
+	}
+	return app
 }

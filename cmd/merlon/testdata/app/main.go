@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -34,6 +35,11 @@ func get() {
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "get" {
 		get()
+		return
+	}
+	if len(os.Args) > 2 && os.Args[1] == "dial" {
+		_, err := net.Dial("unix", os.Args[2])
+		fmt.Println(err)
 		return
 	}
 	if why := os.Getenv("DIE"); why != "" {
