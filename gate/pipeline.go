@@ -352,12 +352,18 @@ func (x *exchange) answerStatus() int {
 	if x.status != 0 {
 		return x.status
 	}
-	switch x.verdict.Reason {
+	return Status(x.verdict.Reason, x.call.Caller.Kind == merlon.Anyone && x.f != nil && x.f.tokens != nil)
+}
+
+// Status is the HTTP status of a denial. stranger says that the caller showed
+// no token to a gateway that knows logins.
+func Status(r merlon.Reason, stranger bool) int {
+	switch r {
 	case merlon.ReasonInvalidToken:
 		return 401
 	case merlon.ReasonNoRule:
 		// A stranger who might be let in with a login is told so.
-		if x.call.Caller.Kind == merlon.Anyone && x.f != nil && x.f.tokens != nil {
+		if stranger {
 			return 401
 		}
 		return 403
