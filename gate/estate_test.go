@@ -80,6 +80,7 @@ type setup struct {
 	bounds    gate.Bounds
 	lifetime  time.Duration  // of SVIDs
 	records   record.Options // of every gate
+	own       func(net.Conn) error
 }
 
 func (s setup) start(t testing.TB, text string) *estate {
@@ -170,6 +171,7 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place) *gate.Gate {
 		Records:     records,
 		Log:         log,
 		Bounds:      e.setup.bounds,
+		Own:         e.setup.own,
 		Portable:    portable,
 		EdgeCertificate: func(hosts []string) (*tls.Certificate, error) {
 			cert, pem, err := e.auth.EdgeCertificate(hosts)

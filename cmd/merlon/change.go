@@ -30,6 +30,9 @@ func (s *system) prepare(ctx context.Context, in *merlon.Intent) (err error) {
 		return fmt.Errorf("the trust domain cannot change from %q to %q: every identity would change under the running services; use another state directory",
 			s.trustDomain, in.TrustDomain)
 	}
+	if err := checkWorkloads(in); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()

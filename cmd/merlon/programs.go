@@ -24,6 +24,7 @@ type program struct {
 	service *merlon.Service // as the intent said that it was made for
 	bin     string          // where it was built
 	out     string          // its gate's address for its calls
+	local   *local          // its gate's, who admits its calls
 	process *supervise.Process
 
 	mu     sync.Mutex
@@ -157,7 +158,7 @@ func (s *system) newProgram(svc *merlon.Service, have *program) *program {
 	if gate == nil {
 		gate = s.next.gates[merlon.Place{Service: svc.Name}]
 	}
-	p := &program{service: svc, out: gate.out, bin: filepath.Join(s.state, "bin", svc.Name)}
+	p := &program{service: svc, out: gate.out, local: gate.local, bin: filepath.Join(s.state, "bin", svc.Name)}
 	if have != nil && have.bin == p.bin {
 		p.bin += ".2"
 	}
@@ -216,7 +217,7 @@ func (s *system) launch(p *program) (err error) {
 	p.mu.Lock()
 	p.deaths, p.dying = 0, make(chan struct{})
 	p.mu.Unlock()
-	p.process, err = s.programs.Start(supervise.Spec{
+	p.process, err = p.local.start(s.programs, supervise.Spec{
 		Name:    p.service.Name,
 		Argv:    p.expand(p.service.Run.Command),
 		Dir:     s.runDir(p.service),
