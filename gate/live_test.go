@@ -198,7 +198,7 @@ func collectGarbage() (stop func()) {
 			select {
 			case <-done:
 				return
-			case <-time.After(2 * time.Millisecond):
+			case <-time.After(25 * time.Millisecond):
 				runtime.GC()
 			}
 		}
