@@ -32,8 +32,8 @@ type conn struct {
 	in    reader            // from the client
 	up    reader            // from the upstream, while a call lasts
 	out   []byte            // to either
-	input *[bufferSize]byte // the memory of in; nil while idle
-	work  *work             // the memory of up and out; nil while idle
+	input *[bufferSize]byte // the memory of in, if that must outlast a call
+	work  *work             // all other of these buffers; nil while idle
 	live  live
 
 	req    http1.Request
@@ -118,6 +118,9 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 		return
 	}
 	c.enliven()
+	if c.live.raw == nil {
+		c.keepInput()
+	}
 	for c.stay() && c.next() {
 	}
 	if c.lingers {
@@ -153,7 +156,11 @@ func (c *conn) release() {
 	c.res.Reset()
 	c.reserved, c.unread, c.lingers = false, nil, false
 	c.live.on, c.live.raw, c.live.inside, c.live.rest, c.live.err = false, nil, false, nil, nil
-	c.rest(true)
+	c.rest()
+	if c.input != nil {
+		inputs.Put(c.input)
+		c.input, c.in.buf = nil, nil
+	}
 	c.dropSent()
 	c.watch.reset()
 	c.bodyWatch.reset()
@@ -236,13 +243,12 @@ func (c *conn) next() bool {
 	limits := c.at.limits()
 	c.req.Reset()
 	if c.in.r == c.in.w {
-		c.rest(false)
+		c.rest()
 		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 		// Asked after the wait is known: a drain either sees it or is seen.
 		if c.g.draining.Load() {
 			return false
 		}
-		c.holdInput()
 		if c.in.fill() != nil {
 			return false
 		}
@@ -275,7 +281,7 @@ func (c *conn) next() bool {
 func (c *conn) serve() (keep bool) {
 	x := &c.x
 	x.begin()
-	keep = !c.req.Close && !c.g.draining.Load() && (c.at != Inbound || x.start.Before(c.peer.renew))
+	keep = !c.req.Close && (c.at != Inbound || x.start.Before(c.peer.renew))
 	if c.at == Outbound && x.f != nil {
 		c.proveOwn()
 		// The next connection is asked anew.

@@ -301,6 +301,7 @@ type answer struct {
 	reason string
 	body   string
 	header http.Header
+	closes bool // the gate says that the connection ends
 }
 
 func do(t testing.TB, c *http.Client, method, url string, change ...func(*http.Request)) answer {
@@ -321,7 +322,7 @@ func do(t testing.TB, c *http.Client, method, url string, change ...func(*http.R
 	if err != nil {
 		t.Fatalf("%s %s: body: %v", method, url, err)
 	}
-	return answer{res.StatusCode, res.Header.Get("Merlon-Reason"), string(body), res.Header}
+	return answer{res.StatusCode, res.Header.Get("Merlon-Reason"), string(body), res.Header, res.Close}
 }
 
 // raw sends bytes to a gate and returns the status and reason of the first

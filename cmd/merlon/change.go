@@ -103,7 +103,11 @@ func (s *system) committed(in *merlon.Intent) merlon.Diagnostics {
 		s.gates[place] = r
 	}
 	for _, p := range next.programs {
-		if old := s.started[p.service.Name]; old != nil {
+		switch old := s.started[p.service.Name]; {
+		case old == nil:
+		case len(next.later) > 0:
+			old.stop() // its place may be wanted
+		default:
 			s.leave(nil, old)
 		}
 		s.started[p.service.Name] = p

@@ -74,7 +74,10 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func copyShop(dir string) error {
-	return os.CopyFS(dir, os.DirFS(filepath.Join("..", "..", "examples", "shop")))
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join("..", "..", "examples", "shop"))); err != nil {
+		return err
+	}
+	return os.RemoveAll(filepath.Join(dir, ".merlon")) // of someone who tried the example
 }
 
 // epoch is when the systems of these tests began.
