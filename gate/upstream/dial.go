@@ -56,7 +56,8 @@ func (ep *endpoint) connect(ctx context.Context, config *tls.Config) (nc, sock n
 	if err != nil || config == nil {
 		return sock, sock, err
 	}
-	secure := tls.Client(sock, config)
+	below := wire.New(sock)
+	secure := tls.Client(below, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		sock.Close()
 		return nil, nil, err
