@@ -188,15 +188,32 @@ func (c *conn) prove() error {
 			}
 			c.net, c.in.conn = tc, tc
 		}
-	case Outbound:
-		own := c.g.cfg.Place.Service
-		c.peer.caller = merlon.Caller{
-			Kind:    merlon.Workload,
-			Name:    own,
-			Subject: "spiffe://" + c.g.cfg.TrustDomain + "/" + own,
+	}
+	return nil // who is at the other end of Outbound depends on the orders
+}
+
+// AskOwn asks Config.Own again about every connection of the local side, before
+// its next call.
+func (g *Gate) AskOwn() { g.proofs.Add(1) }
+
+// proveOwn finds out whether the gate's own service is at the other end: any
+// other process of the host would borrow its identity. It is asked once for
+// each version of the orders, so that a narrower one reaches open connections.
+func (c *conn) proveOwn() {
+	p, cfg := &c.peer, &c.g.cfg
+	proof := c.g.proofs.Load() // first: what changes meanwhile is asked for again
+	if p.under == c.x.f && p.proof == proof {
+		return
+	}
+	p.caller, p.stranger, p.under, p.proof = merlon.Caller{}, "", c.x.f, proof
+	if cfg.Own != nil {
+		if err := cfg.Own(c.net); err != nil {
+			p.stranger = err.Error()
+			return
 		}
 	}
-	return nil
+	own := cfg.Place.Service
+	p.caller = merlon.Caller{Kind: merlon.Workload, Name: own, Subject: "spiffe://" + cfg.TrustDomain + "/" + own}
 }
 
 // secure is TLS over the connection.
@@ -273,7 +290,12 @@ func (c *conn) next() bool {
 func (c *conn) serve() (keep bool) {
 	x := &c.x
 	x.begin()
-	keep = !c.req.Close && !c.g.draining.Load() && (c.at != Inbound || x.start.Before(c.peer.renew))
+	keep = !c.req.Close && (c.at != Inbound || x.start.Before(c.peer.renew))
+	if c.at == Outbound && x.f != nil {
+		c.proveOwn()
+		// The next connection is asked anew.
+		keep = keep && c.peer.caller.Kind == merlon.Workload
+	}
 	switch {
 	case x.f == nil:
 		x.verdict = deny(ReasonNoOrders)

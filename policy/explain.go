@@ -362,6 +362,9 @@ func (x *explainer) nearestRule(op *operation) {
 	if found == nil {
 		found = op.anyone
 	}
+	if found == nil && len(op.service.rules) > 0 {
+		found = op.service.rules[len(op.service.rules)-1] // of another operation: where the change goes
+	}
 	if found == nil {
 		return
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -190,7 +191,14 @@ func (u *ui) printChanges(changes []verify.Change) {
 			u.printf("%s\n", u.dim(rest))
 		}
 	}
-	u.printf("\n%s: %d widen access, %d narrow it\n", count(len(changes), "change"), widening, len(changes)-widening)
+	switch {
+	case len(changes) > 1:
+		u.printf("\n%d changes: %d widen access, %d narrow it\n", len(changes), widening, len(changes)-widening)
+	case widening == 1:
+		u.printf("\n1 change: it widens access\n")
+	default:
+		u.printf("\n1 change: it narrows access\n")
+	}
 }
 
 func newApply(u *ui) *cobra.Command {
@@ -218,7 +226,7 @@ changes nothing. A change that widens access needs --widen.`,
 			if err != nil {
 				return u.applyFailed(dir, err)
 			}
-			return u.applied(result)
+			return u.applied(dir, result)
 		},
 	}
 	c.Flags().BoolVar(&widen, "widen", false, "accept that more calls are allowed than before")
@@ -226,16 +234,21 @@ changes nothing. A change that widens access needs --widen.`,
 	return c
 }
 
-func (u *ui) applied(r *control.Result) error {
+func (u *ui) applied(dir string, r *control.Result) error {
 	if u.json {
 		u.printJSON(r)
 	} else {
-		u.printChanges(r.Commit.Changes)
+		if files, err := openDir(dir); err == nil {
+			u.warn(files, slices.Concat(r.Warnings, r.Problems))
+		}
+		if !r.Unchanged {
+			u.printChanges(r.Commit.Changes)
+		}
 		switch {
 		case r.Unchanged:
 			u.printf("intent %s is in force already\n", u.cyan(short(r.Commit.Hash)))
 		case r.Live:
-			u.printf("%s intent %s is in force at %s, after %v\n", u.green("ok:"), u.cyan(short(r.Commit.Hash)), count(len(r.Gates), "gate"), r.Took)
+			u.printf("%s intent %s is in force at %s, after %v\n", u.green("ok:"), u.cyan(short(r.Commit.Hash)), count(len(r.Gates), "gate"), r.Took.Round(100*time.Microsecond))
 		default:
 			u.printf("%s intent %s is recorded, but not every gate has it:\n", u.yellow("warning:"), u.cyan(short(r.Commit.Hash)))
 			for _, g := range r.Gates {
@@ -245,7 +258,7 @@ func (u *ui) applied(r *control.Result) error {
 			}
 		}
 	}
-	if !r.Live && !r.Unchanged {
+	if !r.Live || len(r.Problems) > 0 {
 		return &exit{code: exitFailed}
 	}
 	return nil

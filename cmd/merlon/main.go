@@ -48,6 +48,7 @@ func (e *exit) Unwrap() error { return e.err }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	code := execute(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
@@ -103,7 +104,7 @@ without one they use the directory they are run in.`,
 	group("write", "Write an intent:", newInit(u), newFmt(u), newCheck(u), newGraph(u))
 	group("ask", "Ask what it means:", newCan(u), newPlan(u))
 	group("run", "Put it in force, and see what happens:",
-		newUp(u), newApply(u), newStatus(u), newHistory(u), newWhy(u), newRecord(u))
+		newUp(u), newApply(u), newExec(u), newStatus(u), newHistory(u), newWhy(u), newRecord(u))
 	help := newHelp()
 	group("more", "More:", newCompletion(u), newVersion(u), help)
 	root.SetHelpCommand(help)

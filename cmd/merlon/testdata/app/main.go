@@ -1,0 +1,83 @@
+// Command app is a service for the tests of merlon up. It knows nothing of
+// Merlon: NAME is what it answers, LISTEN where, PEER whom it calls.
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// get calls what it reads, a URL a line, and says what came of it: the test is
+// at the other end of its input.
+func get() {
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		res, err := http.Get(lines.Text())
+		if err != nil {
+			fmt.Println(err)
+			continue
+		}
+		body, _ := io.ReadAll(res.Body)
+		res.Body.Close()
+		fmt.Println(res.StatusCode, strings.TrimSpace(string(body)))
+	}
+}
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "get" {
+		get()
+		return
+	}
+	if len(os.Args) > 2 && os.Args[1] == "dial" {
+		_, err := net.Dial("unix", os.Args[2])
+		fmt.Println(err)
+		return
+	}
+	if why := os.Getenv("DIE"); why != "" {
+		fmt.Fprintln(os.Stderr, "cannot go on:", why)
+		os.Exit(3)
+	}
+	http.HandleFunc("/hello", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("App-Pid", strconv.Itoa(os.Getpid()))
+		io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, os.Getenv("NAME"))
+	})
+	http.HandleFunc("/slow", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Println("slow begins") // the test waits for this line in the log
+		time.Sleep(time.Second)
+		fmt.Fprint(w, "done")
+	})
+	http.HandleFunc("/call", func(w http.ResponseWriter, r *http.Request) {
+		res, err := http.Get("http://" + os.Getenv("PEER") + "/hello")
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		defer res.Body.Close()
+		w.WriteHeader(res.StatusCode)
+		io.Copy(w, res.Body)
+	})
+	srv := &http.Server{Addr: os.Getenv("LISTEN")}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		<-ctx.Done()
+		srv.Shutdown(context.Background())
+	}()
+	if err := srv.ListenAndServe(); err != http.ErrServerClosed {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	<-ended
+}
