@@ -37,6 +37,9 @@ func act(role []string) {
 	}
 	switch role[0] {
 	case "connect":
+		for os.Getenv("SOCKOWNER_PARENT") == strconv.Itoa(os.Getppid()) {
+			time.Sleep(time.Millisecond) // until the parent has ended
+		}
 		c, err := net.Dial("tcp", role[1])
 		if err != nil {
 			fail(err)
@@ -46,6 +49,9 @@ func act(role []string) {
 	case "start", "setsid", "orphan", "daemon": // a child connects; of an orphan the parent ends
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env = append(os.Environ(), "SOCKOWNER_TEST="+strings.Join(role[1:], " "))
+		if role[0] == "orphan" || role[0] == "daemon" {
+			cmd.Env = append(cmd.Env, "SOCKOWNER_PARENT="+strconv.Itoa(os.Getpid()))
+		}
 		cmd.Stdin, cmd.Stdout = os.Stdin, os.Stdout
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: role[0] == "daemon" || role[0] == "setsid"}
 		if err := cmd.Start(); err != nil {
@@ -62,7 +68,7 @@ func act(role []string) {
 func program(t testing.TB, attr *syscall.SysProcAttr, role ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = []string{"SOCKOWNER_TEST=" + strings.Join(role, " ")}
+	cmd.Env = []string{"SOCKOWNER_TEST=" + strings.Join(role, " "), "GORACE=atexit_sleep_ms=0"}
 	if attr == nil {
 		attr = &syscall.SysProcAttr{}
 	}
@@ -244,7 +250,13 @@ func TestAbandoned(t *testing.T) {
 		}
 		io.WriteString(client, "POST /orders HTTP/1.1\r\n")
 		end(client.(*net.TCPConn))
-		if s, err := Peer(accept(t, l)); !errors.Is(err, ErrAbandoned) && !errors.Is(err, ErrNotFound) {
+		// A program that another test is just starting holds it until it runs.
+		c, deadline := accept(t, l), time.Now().Add(10*time.Second)
+		s, err := Peer(c)
+		for ; err == nil && time.Now().Before(deadline); s, err = Peer(c) {
+			time.Sleep(time.Millisecond)
+		}
+		if !errors.Is(err, ErrAbandoned) && !errors.Is(err, ErrNotFound) {
 			t.Errorf("%s: got %+v %v", name, s, err)
 		}
 	}
@@ -255,7 +267,11 @@ func TestAbandoned(t *testing.T) {
 func TestReplaced(t *testing.T) {
 	t.Parallel()
 	l := listen(t, "127.0.0.1:0")
-	first, err := net.Dial("tcp", l.Addr().String())
+	// From an address of its own: nobody else is given its ports.
+	dial := func(from *net.TCPAddr) (net.Conn, error) {
+		return (&net.Dialer{LocalAddr: from}).Dial("tcp", l.Addr().String())
+	}
+	first, err := dial(&net.TCPAddr{IP: net.IPv4(127, 6, 5, 4)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,9 +279,12 @@ func TestReplaced(t *testing.T) {
 	old := accept(t, l)
 	first.(*net.TCPConn).SetLinger(0)
 	first.Close()
-	again, err := (&net.Dialer{LocalAddr: from}).Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Skipf("the port was not free again: %v", err)
+	again, err := dial(from)
+	for deadline := time.Now().Add(10 * time.Second); err != nil; again, err = dial(from) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the port is not free again: %v", err)
+		}
+		time.Sleep(time.Millisecond) // a program that another test is just starting holds the first
 	}
 	defer again.Close()
 	if s, err := Peer(old); !errors.Is(err, ErrNotFound) {
