@@ -23,6 +23,8 @@ import (
 //     (epoll(7)), but for the end of the stream, which it does not show: an end
 //     that came in the same edge as the last bytes is met by the sweeper
 //     (watch.look).
+//   - crypto/tls keeps its state when a read fails with a temporary error
+//     (package wire).
 //   - A deadline in the past ends the wait, also one that is set meanwhile.
 //   - While the callback runs the descriptor cannot be closed, so fd is the
 //     connection's.
