@@ -140,6 +140,8 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 			Certificates: []tls.Certificate{*cert},
 			MinVersion:   tls.VersionTLS13,
 			NextProtos:   []string{"http/1.1"},
+
+			DynamicRecordSizingDisabled: true,
 		}
 		if gw.MinTLS == "1.2" {
 			f.edgeTLS.MinVersion = tls.VersionTLS12
