@@ -119,7 +119,7 @@ func (c *Conn) WriteData(id uint32, data []byte, end bool) (n int, err error) {
 		rest := data[n:]
 		window := min(s.send, c.send)
 		size := len(rest)
-		if int64(size) > window {
+		if size > 0 && int64(size) > window {
 			if window <= 0 {
 				break
 			}
