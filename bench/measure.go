@@ -12,8 +12,9 @@ import (
 // measurement is one run of one proxy.
 type measurement struct {
 	result
-	cpu time.Duration // of the proxy
-	rss int64         // bytes
+	cpu  time.Duration // of the proxy
+	user time.Duration // of that, outside the kernel
+	rss  int64         // bytes
 }
 
 func (m *measurement) perRequest() float64 {
@@ -21,7 +22,8 @@ func (m *measurement) perRequest() float64 {
 }
 
 func (m *measurement) String() string {
-	return fmt.Sprintf("%5.1f us/request  %6.0f req/s  p50 %v  p99 %v", m.perRequest(),
+	return fmt.Sprintf("%5.1f us/request (%.1f user)  %6.0f req/s  p50 %v  p99 %v", m.perRequest(),
+		float64(m.user.Microseconds())/float64(m.requests),
 		float64(m.requests)/m.elapsed.Seconds(), m.p50.Round(10*time.Microsecond), m.p99.Round(10*time.Microsecond))
 }
 
@@ -39,19 +41,21 @@ func (l *lab) measure(p peer, s scenario, o options) (*measurement, error) {
 	if _, err := load(addr, o.conns, s.rate, time.Second); err != nil {
 		return nil, err
 	}
-	before := proxy.cpu()
+	user, cpu := proxy.cpu()
 	r, err := load(addr, o.conns, s.rate, o.duration)
 	if err != nil {
 		return nil, err
 	}
-	return &measurement{result: r, cpu: proxy.cpu() - before, rss: proxy.rss()}, nil
+	userAfter, cpuAfter := proxy.cpu()
+	return &measurement{result: r, cpu: cpuAfter - cpu, user: userAfter - user, rss: proxy.rss()}, nil
 }
 
 // tick is the unit of processor time in /proc (USER_HZ, always 100 on Linux).
 const tick = 10 * time.Millisecond
 
-// cpu is the processor time the proxy has used so far, user and system.
-func (p *process) cpu() (total time.Duration) {
+// cpu is the processor time the proxy has used so far, and which part of it was
+// not the kernel's.
+func (p *process) cpu() (user, total time.Duration) {
 	for _, pid := range p.pids() {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil {
@@ -59,12 +63,12 @@ func (p *process) cpu() (total time.Duration) {
 		}
 		// After the name, which may hold anything, in parentheses (proc(5)).
 		fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+2:]))
-		for _, f := range fields[11:13] {
-			n, _ := strconv.ParseInt(f, 10, 64)
-			total += time.Duration(n) * tick
-		}
+		utime, _ := strconv.ParseInt(fields[11], 10, 64)
+		stime, _ := strconv.ParseInt(fields[12], 10, 64)
+		user += time.Duration(utime) * tick
+		total += time.Duration(utime+stime) * tick
 	}
-	return total
+	return user, total
 }
 
 // rss is the resident memory of the proxy in bytes.

@@ -40,6 +40,7 @@ type peer struct {
 var peers = []peer{
 	{"bare relay (floor)", startRelay},
 	{"merlon gate", startGate},
+	{"merlon gate, portable", startPortable},
 	{"nginx", startNginx},
 }
 
@@ -192,6 +193,14 @@ services:
 `
 
 func startGate(l *lab, listen, upstream string) (*process, error) {
+	return l.gate(listen, upstream)
+}
+
+func startPortable(l *lab, listen, upstream string) (*process, error) {
+	return l.gate(listen, upstream, "-portable")
+}
+
+func (l *lab) gate(listen, upstream string, more ...string) (*process, error) {
 	loaded, ds := intent.Load(fstest.MapFS{"merlon.yaml": {Data: []byte(strings.Replace(benchIntent, "LISTEN", listen, 1))}})
 	if ds.Failed() {
 		return nil, ds
@@ -211,8 +220,8 @@ func startGate(l *lab, listen, upstream string) (*process, error) {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		return nil, err
 	}
-	return start(listen, filepath.Join(l.dir, "merlon-gate"),
-		"-orders", file, "-svid", filepath.Join(l.dir, "svid"), "-records", filepath.Join(l.dir, "records"))
+	args := append(more, "-orders", file, "-svid", filepath.Join(l.dir, "svid"), "-records", filepath.Join(l.dir, "records"))
+	return start(listen, filepath.Join(l.dir, "merlon-gate"), args...)
 }
 
 // writeSVID makes the gate's SVID.

@@ -27,6 +27,8 @@ const (
 	apiHost = "merlon.control"
 	// maxRequest bounds a request body: a bundle in base64, and some words.
 	maxRequest = maxBundle/3*4 + 1<<16
+	// longestChange bounds an answer: a change may build and start programs.
+	longestChange = 15 * time.Minute
 )
 
 // SocketPath is where the API of the state directory dir listens.
@@ -54,7 +56,7 @@ func (c *Control) Serve() (*API, error) {
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" is no path of ours
 		ReadHeaderTimeout:            5 * time.Second,
 		ReadTimeout:                  time.Minute,
-		WriteTimeout:                 time.Minute + c.opt.AckWait,
+		WriteTimeout:                 longestChange,
 		MaxHeaderBytes:               8 << 10,
 		ConnContext:                  withPeer,
 	}

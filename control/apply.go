@@ -34,9 +34,10 @@ type Result struct {
 	Commit    Commit             `json:"commit"`
 	Unchanged bool               `json:"unchanged,omitzero"` // the intent was in force already
 	Warnings  merlon.Diagnostics `json:"warnings,omitzero"`
-	Live      bool               `json:"live"`  // every connected gate acknowledged its orders
-	Gates     []GateStatus       `json:"gates"` // all gates, as they stood at the end
-	Took      time.Duration      `json:"took"`  // from the record to the last answer
+	Problems  merlon.Diagnostics `json:"problems,omitzero"` // what failed when the intent was in force already
+	Live      bool               `json:"live"`              // every connected gate acknowledged its orders
+	Gates     []GateStatus       `json:"gates"`             // all gates, as they stood at the end
+	Took      time.Duration      `json:"took"`              // from the record to the last answer
 }
 
 // WidensError says that a change was refused because it allows calls that are
@@ -118,57 +119,94 @@ func (c *Control) Apply(ctx context.Context, l *intent.Loaded, opt ApplyOptions)
 		return nil, err
 	}
 	if plan.From == plan.To {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return c.result(old.commit, true, warnings), nil
+		return c.again(ctx, old, warnings)
 	}
 	if plan.Widens && !opt.Widen && old != nil {
 		return nil, &WidensError{Changes: plan.Changes}
 	}
-	if err := c.prepare(ctx, f, plan); err != nil {
+	if plan.Problems, err = c.prepare(ctx, f); err != nil {
 		return nil, err
 	}
-	places, all := affected(old, f)
+	return c.commit(ctx, l, opt, f, plan, warnings)
+}
+
+// commit records an intent that is ready, and delivers it.
+func (c *Control) commit(ctx context.Context, l *intent.Loaded, opt ApplyOptions, f *force, plan *Plan, warnings merlon.Diagnostics) (*Result, error) {
+	places, all := affected(c.inForce, f) // inForce changes under c.applying only
 	// Recorded before it is sent: what a gate enforces can always be named.
 	commit, err := c.store.commit(ctx, Commit{
 		Hash: l.Hash, Time: c.opt.Now().UTC(), Who: opt.Who, Message: opt.Message, Changes: plan.Changes,
 	}, l.Bundle)
 	if err != nil {
+		c.refused(f)
 		return nil, err
 	}
 	begun := c.opt.Now()
 	f.commit = commit
 	quiet, err := c.deliver(f, places, all)
 	if err != nil {
+		c.committed(f)
 		return nil, fmt.Errorf("the intent is recorded, but its orders could not be written: %w", err)
 	}
 	c.await(ctx, quiet)
-	if c.opt.Committed != nil {
-		c.opt.Committed(l.Intent)
-	}
+	took := c.opt.Now().Sub(begun)
+	problems := c.committed(f)
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	res := c.result(commit, false, append(warnings, plan.Problems...))
-	res.Took = c.opt.Now().Sub(begun)
+	res.Problems, res.Took = problems, took
+	return res, nil
+}
+
+// again brings up what is missing of the intent in force, and waits for gates
+// that have not answered yet.
+func (c *Control) again(ctx context.Context, f *force, warnings merlon.Diagnostics) (*Result, error) {
+	more, err := c.prepare(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	quiet := c.quiet
+	c.mu.Unlock()
+	c.await(ctx, quiet)
+	problems := c.committed(f)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	res := c.result(f.commit, true, append(warnings, more...))
+	res.Problems = problems
 	return res, nil
 }
 
 // prepare brings up what the intent needs and sees that all of it can be
 // enforced then.
-func (c *Control) prepare(ctx context.Context, f *force, plan *Plan) error {
+func (c *Control) prepare(ctx context.Context, f *force) (warnings merlon.Diagnostics, err error) {
 	if c.opt.Prepare != nil {
 		if err := c.opt.Prepare(ctx, f.intent); err != nil {
-			return err
+			return nil, err
 		}
-		c.mu.Lock()
-		plan.Problems = c.enforceable(f)
-		c.mu.Unlock()
 	}
-	if plan.Problems.Failed() {
-		return plan.Problems
+	c.mu.Lock()
+	problems := c.enforceable(f)
+	c.mu.Unlock()
+	if problems.Failed() {
+		c.refused(f)
+		return nil, problems
 	}
-	return nil
+	return problems, nil
+}
+
+func (c *Control) refused(f *force) {
+	if c.opt.Refused != nil {
+		c.opt.Refused(f.intent)
+	}
+}
+
+func (c *Control) committed(f *force) merlon.Diagnostics {
+	if c.opt.Committed == nil {
+		return nil
+	}
+	return c.opt.Committed(f.intent)
 }
 
 // deliver puts f in force, sends every gate its orders, and returns a channel

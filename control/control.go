@@ -36,12 +36,17 @@ type Options struct {
 	Records string           // directory of the records that Why reads; "" for none
 
 	// Prepare is asked to bring up what an intent needs, such as gates for new
-	// places, before it is decided whether it can be enforced. An error refuses
-	// the intent. It may be nil.
+	// places, before it is decided whether it can be enforced. It is asked for
+	// an intent that is in force already too, and brings up what is missing.
+	// An error refuses the intent. It may be nil.
 	Prepare func(context.Context, *merlon.Intent) error
-	// Committed is told of an intent that has come into force, when all gates
-	// have answered. It may be nil.
-	Committed func(*merlon.Intent)
+	// Committed is told of a prepared intent that is in force, when all gates
+	// have answered. What it returns went wrong too late to refuse the intent.
+	// It may be nil.
+	Committed func(*merlon.Intent) merlon.Diagnostics
+	// Refused is told of a prepared intent that is not put in force after all,
+	// so that what Prepare brought up can be taken down. It may be nil.
+	Refused func(*merlon.Intent)
 }
 
 // Control is a control plane. It is safe for concurrent use.

@@ -19,6 +19,9 @@ type Hello struct {
 	// Address is the host:port where other gates reach this one over mutual
 	// TLS. The gateway has none.
 	Address string
+	// Outbound is the host:port through which the gate's own service calls
+	// others, for people to read.
+	Outbound string
 }
 
 // Ack is a gate's answer to orders.

@@ -37,13 +37,14 @@ func (s *Status) Live() bool {
 
 // GateStatus is one connected gate.
 type GateStatus struct {
-	Place   string    `json:"place"`
-	Address string    `json:"address,omitzero"`
-	Since   time.Time `json:"since"`            // when it connected
-	Intent  string    `json:"intent,omitzero"`  // hash of the intent it enforces
-	Orders  string    `json:"orders,omitzero"`  // hash of the orders it enforces
-	Swapped time.Time `json:"swapped,omitzero"` // when it acknowledged them
-	Behind  string    `json:"behind,omitzero"`  // why it does not enforce its newest orders
+	Place    string    `json:"place"`
+	Address  string    `json:"address,omitzero"`
+	Outbound string    `json:"outbound,omitzero"`
+	Since    time.Time `json:"since"`            // when it connected
+	Intent   string    `json:"intent,omitzero"`  // hash of the intent it enforces
+	Orders   string    `json:"orders,omitzero"`  // hash of the orders it enforces
+	Swapped  time.Time `json:"swapped,omitzero"` // when it acknowledged them
+	Behind   string    `json:"behind,omitzero"`  // why it does not enforce its newest orders
 }
 
 // RuleStatus is one sentence of the intent in force, a rule or a guardrail,
@@ -109,7 +110,7 @@ func (c *Control) gates() []GateStatus {
 }
 
 func (s *Session) status() GateStatus {
-	g := GateStatus{Place: s.hello.Place.String(), Address: s.hello.Address, Since: s.since, Behind: s.behind()}
+	g := GateStatus{Place: s.hello.Place.String(), Address: s.hello.Address, Outbound: s.hello.Outbound, Since: s.since, Behind: s.behind()}
 	if s.acked != nil {
 		g.Intent, g.Orders, g.Swapped = s.acked.Of, s.acked.Hash, s.ackedAt
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"merlon"
 	"merlon/policy"
@@ -55,6 +56,7 @@ func (c *Control) Why(ctx context.Context, id string) (*Why, error) {
 		step := WhyStep{Record: r}
 		if p := c.policyOf(ctx, policies, r.Intent); p != nil && r.Service != "" {
 			call := callOf(&r)
+			route(p, &call)
 			e := p.Explain(&call)
 			step.Explanation = &e
 			step.Now = c.now(r.Intent, &call)
@@ -62,6 +64,17 @@ func (c *Control) Why(ctx context.Context, id string) (*Why, error) {
 		w.Steps = append(w.Steps, step)
 	}
 	return w, nil
+}
+
+// route finds the operation that the gate did not know: it has only the part
+// of the intent that concerns its place.
+func route(p *policy.Policy, call *merlon.Call) {
+	if call.Operation != "" {
+		return
+	}
+	if r := p.RouteService(call.Service, call.Method, call.Path, nil); r.Operation != nil {
+		call.Operation, call.Params = r.Operation.Name, r.Params
+	}
 }
 
 // policyOf is the policy of an intent of the history, or nil.
@@ -72,7 +85,7 @@ func (c *Control) policyOf(ctx context.Context, known map[string]*policy.Policy,
 	c.mu.Lock()
 	f := c.inForce
 	c.mu.Unlock()
-	if f != nil && f.commit.Hash == hash {
+	if f != nil && strings.HasPrefix(f.commit.Hash, hash) {
 		known[hash] = f.policy
 		return f.policy
 	}
@@ -92,7 +105,7 @@ func (c *Control) now(then string, call *merlon.Call) *merlon.Verdict {
 	c.mu.Lock()
 	f := c.inForce
 	c.mu.Unlock()
-	if f == nil || f.commit.Hash == then {
+	if f == nil || strings.HasPrefix(f.commit.Hash, then) {
 		return nil
 	}
 	v := f.policy.Decide(call)

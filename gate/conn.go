@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
@@ -30,9 +29,12 @@ type conn struct {
 	net  net.Conn
 	peer peer
 
-	in  reader // from the client
-	up  reader // from the upstream, while a call lasts
-	out []byte // to either
+	in    reader            // from the client
+	up    reader            // from the upstream, while a call lasts
+	out   []byte            // to either
+	input *[bufferSize]byte // the memory of in; nil while idle
+	work  *work             // the memory of up and out; nil while idle
+	live  live
 
 	req    http1.Request
 	res    http1.Response
@@ -45,6 +47,8 @@ type conn struct {
 	reserved bool
 
 	lent *upstream.Conn // the connection that this call has borrowed
+	// lingers says that the client may still be sending what nobody will use.
+	lingers bool
 
 	watch     watch // of what this goroutine waits for
 	bodyWatch watch // of what the goroutine of stream waits for
@@ -96,19 +100,13 @@ func (rd *reader) more(n int) error {
 
 func (rd *reader) bytes() []byte { return rd.buf[rd.r:rd.w] }
 
-var conns = sync.Pool{New: func() any {
-	return &conn{
-		in:  reader{buf: make([]byte, bufferSize)},
-		up:  reader{buf: make([]byte, bufferSize)},
-		out: make([]byte, 0, bufferSize+2048),
-	}
-}}
+var conns = sync.Pool{New: func() any { return new(conn) }}
 
 // serveConn owns nc until it is closed.
 func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 	c := conns.Get().(*conn)
 	c.g, c.at, c.net = g, at, nc
-	c.in.conn, c.in.r, c.in.w = nc, 0, 0
+	c.in.conn = nc
 	c.peer = peer{addr: client, client: client.String()}
 	c.x.g, c.x.at, c.x.peer, c.x.req = g, at, &c.peer, &c.req
 	defer c.end(client)
@@ -119,7 +117,11 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 		g.cfg.Log.Debug("connection refused", "at", at, "client", client, "error", err)
 		return
 	}
-	for c.next() {
+	c.enliven()
+	for c.stay() && c.next() {
+	}
+	if c.lingers {
+		c.linger()
 	}
 }
 
@@ -149,7 +151,9 @@ func (c *conn) release() {
 	c.x.call, c.x.verdict, c.x.f = merlon.Call{}, merlon.Verdict{}, nil
 	c.req.Reset()
 	c.res.Reset()
-	c.reserved, c.unread = false, nil
+	c.reserved, c.unread, c.lingers = false, nil, false
+	c.live.on, c.live.raw, c.live.inside, c.live.rest, c.live.err = false, nil, false, nil, nil
+	c.rest(true)
 	c.dropSent()
 	c.watch.reset()
 	c.bodyWatch.reset()
@@ -215,12 +219,18 @@ func (c *conn) next() bool {
 	limits := c.at.limits()
 	c.req.Reset()
 	if c.in.r == c.in.w {
+		c.rest(false)
 		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 		// Asked after the wait is known: a drain either sees it or is seen.
-		if c.g.draining.Load() || c.in.fill() != nil {
+		if c.g.draining.Load() {
+			return false
+		}
+		c.holdInput()
+		if c.in.fill() != nil {
 			return false
 		}
 	}
+	c.hold()
 	for first := true; ; first = false {
 		n, err := c.req.Parse(c.in.bytes(), limits)
 		if err != nil {
@@ -254,12 +264,6 @@ func (c *conn) serve() (keep bool) {
 		x.verdict = deny(ReasonNoOrders)
 	case c.at == Inbound && x.start.After(c.peer.until):
 		x.verdict, keep = deny(ReasonPeerExpired), false
-	case c.req.Method == "CONNECT":
-		x.verdict = deny(ReasonConnect)
-	case c.req.Upgrade != "" && !strings.EqualFold(c.req.Upgrade, "h2c"):
-		// An offer of h2c may be ignored (RFC 9110 7.8); other upgrades are
-		// the point of the request.
-		x.verdict = deny(ReasonUpgrade)
 	default:
 		x.ask()
 	}
@@ -297,7 +301,10 @@ func (c *conn) dropSent() {
 func (x *exchange) begin() {
 	x.f = x.g.force.Load()
 	x.call = merlon.Call{}
-	x.service, x.limited, x.detail, x.upstream, x.status = nil, nil, "", "", 0
+	if x.at == AtEdge {
+		x.from, x.call.Caller.Client = x.peer.addr, x.peer.client
+	}
+	x.service, x.limited, x.detail, x.upstream, x.status, x.bytesIn = nil, nil, "", "", 0, 0
 	x.verdict = merlon.Verdict{}
 	x.start = time.Now()
 	x.id = ""

@@ -173,6 +173,7 @@ func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoi
 		TLS:            g.upstreamTLS,
 		ConnectTimeout: g.cfg.Bounds.Connect,
 		RetryPercent:   retry,
+		Now:            g.clock.Now,
 	})
 }
 

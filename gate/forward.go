@@ -113,7 +113,7 @@ func (c *conn) send(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, fail
 	if !c.bodyBuffered() {
 		return up, c.sendStream(up)
 	}
-	if _, err := up.Write(c.out); err != nil {
+	if err := c.exchange(up); err != nil {
 		return up, c.broken(err, up.Reused)
 	}
 	return up, c.readHead(up)
@@ -227,7 +227,6 @@ func (c *conn) answer(up *upstream.Conn, keep bool) bool {
 	if s := c.stream; s != nil && !s.answered() {
 		keep = false // the client must not be told to go on in the middle of a body
 	}
-	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
 	chunked := c.buildResponse(&keep)
 	sent, f := c.sendBody(up, chunked)
 	whole := f.reason == ""
@@ -253,7 +252,7 @@ func (c *conn) answer(up *upstream.Conn, keep bool) bool {
 	case !whole:
 		c.abort()
 	case !sentAll || !keep && c.in.r < c.in.w:
-		c.linger()
+		c.lingers = true
 	}
 	return whole && sentAll && keep
 }
@@ -281,7 +280,7 @@ func (c *conn) sendBody(up *upstream.Conn, chunked bool) (sent int64, f failure)
 			continue
 		}
 		if !done && len(c.out) > 0 {
-			if _, err := c.net.Write(c.out); err != nil {
+			if err := c.write(c.out); err != nil {
 				return sent, clientGone(err)
 			}
 			c.out = c.out[:0]
@@ -297,7 +296,7 @@ func (c *conn) sendBody(up *upstream.Conn, chunked bool) (sent int64, f failure)
 		case chunked:
 			c.out = http1.AppendLastChunk(c.out)
 		}
-		if _, err = c.net.Write(c.out); err != nil {
+		if err := c.write(c.out); err != nil {
 			return sent, clientGone(err)
 		}
 		return sent, failure{}

@@ -45,6 +45,9 @@ type Config struct {
 	EdgeCertificate func(hosts []string) (*tls.Certificate, error)
 
 	Bounds Bounds // zero fields take the defaults
+
+	// Portable turns off the I/O layer made for Linux.
+	Portable bool
 }
 
 // Bounds are the limits that no client can push a gate beyond.

@@ -2,6 +2,7 @@ package gate
 
 import (
 	"crypto"
+	"fmt"
 	"net/netip"
 	"strings"
 	"time"
@@ -30,7 +31,6 @@ const (
 	ReasonBodyInvalid    merlon.Reason = "body_invalid"       // its chunks are not well-formed
 	ReasonClientGone     merlon.Reason = "client_gone"        // the client stopped before the end of its body
 	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken" // WebSocket and other upgrades
-	ReasonConnect        merlon.Reason = "connect_not_spoken" // CONNECT
 	ReasonUpstreamBroken merlon.Reason = "upstream_broken"    // the upstream broke off
 	ReasonUpstreamBad    merlon.Reason = "upstream_invalid"   // the upstream's answer is not strict HTTP
 	ReasonTimeout        merlon.Reason = "upstream_timeout"   // the answer did not begin in time
@@ -56,6 +56,7 @@ type exchange struct {
 	limited  *merlon.Limit // and which one that was; nil for none
 	detail   string        // the cause, for the record only
 	upstream string        // address the call was sent to, for the record only
+	bytesIn  int64         // of the request body, as far as it was read
 	start    time.Time
 	id       string
 	port     string // of the Host, with its colon; "" without one
@@ -87,6 +88,7 @@ var steps = [...]struct {
 }{
 	{"canon", (*exchange).canon},
 	{"limit client", (*exchange).limitClient},
+	{"protocol", (*exchange).protocol},
 	{"identify", (*exchange).identify},
 	{"route", (*exchange).route},
 	{"decide", (*exchange).decide},
@@ -115,6 +117,7 @@ func (x *exchange) ask() {
 
 // canon builds the Call: host and path are normalised here and nowhere else.
 func (x *exchange) canon() merlon.Verdict {
+	x.call.Method = x.req.Method
 	host, err := canon.Host(x.req.Host, x.hostBuf[:0])
 	if err != nil {
 		return x.malformed(err)
@@ -126,7 +129,7 @@ func (x *exchange) canon() merlon.Verdict {
 	if err != nil {
 		return x.malformed(err)
 	}
-	x.call.Method, x.call.Host, x.call.Path, x.call.Query = x.req.Method, host, path, x.req.Query
+	x.call.Host, x.call.Path, x.call.Query = host, path, x.req.Query
 	x.port = portOf(x.req.Host)
 	return pass
 }
@@ -142,7 +145,7 @@ func portOf(host string) string {
 }
 
 func (x *exchange) malformed(err error) merlon.Verdict {
-	x.detail = err.Error()
+	x.detail = fmt.Sprintf("%v: host %.260q, path %.500q", err, x.req.Host, x.req.Path)
 	if e, ok := err.(*canon.Error); ok {
 		return deny(merlon.Reason(e.Reason))
 	}
@@ -156,7 +159,6 @@ func (x *exchange) limitClient() merlon.Verdict {
 	if x.at != AtEdge || gw == nil {
 		return pass
 	}
-	x.from, x.call.Caller.Client = x.peer.addr, x.peer.client
 	if len(x.f.proxies) > 0 {
 		x.from = x.f.forwardedClient(x.peer.addr, lastField(x.req, "X-Forwarded-For"))
 		if x.from != x.peer.addr {
@@ -167,6 +169,15 @@ func (x *exchange) limitClient() merlon.Verdict {
 		return pass
 	}
 	return x.spend(gw.Limit, x.g.limiter.ClientKey(merlon.GatewayName, x.from))
+}
+
+// protocol refuses what is not to be HTTP/1.1 any more. An offer of h2c may be
+// ignored (RFC 9110 7.8); other upgrades are the point of the request.
+func (x *exchange) protocol() merlon.Verdict {
+	if x.req.Upgrade != "" && !strings.EqualFold(x.req.Upgrade, "h2c") {
+		return deny(ReasonUpgrade)
+	}
+	return pass
 }
 
 // identify proves who is calling.
@@ -347,7 +358,7 @@ func (x *exchange) answerStatus() int {
 		return 403
 	case ReasonBodyTooLarge:
 		return 413
-	case ReasonUpgrade, ReasonConnect:
+	case ReasonUpgrade:
 		return 501
 	case upstream.ReasonNoEndpoint, upstream.ReasonConnect, upstream.ReasonClosed, ReasonUpstreamBroken, ReasonUpstreamBad:
 		return 502

@@ -188,11 +188,8 @@ func (c *conn) respond(keep bool) bool {
 	c.out = out
 	// The record goes first: nobody learns of a denial before the record does.
 	c.record(status, 0)
-	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
-	_, err := c.net.Write(out)
-	if !keep && err == nil {
-		c.linger()
-	}
+	err := c.write(out)
+	c.lingers = !keep && err == nil
 	return keep && err == nil
 }
 
@@ -202,14 +199,15 @@ func (c *conn) endBody() bool {
 	if s := c.stream; s != nil {
 		whole := s.finish()
 		c.stream, c.sent = nil, s
-		c.unread = s.rest
+		c.unread, c.x.bytesIn = s.rest, s.taken
 		c.in.r = c.in.w
 		return whole
 	}
 	if !c.bodyBuffered() {
 		return false
 	}
-	c.in.r += int(max(c.req.Length, 0))
+	c.x.bytesIn = max(c.req.Length, 0)
+	c.in.r += int(c.x.bytesIn)
 	return true
 }
 
@@ -217,7 +215,9 @@ func (c *conn) endBody() bool {
 func (c *conn) refuseMalformed(err error) {
 	x := &c.x
 	x.begin()
-	x.call.Caller.Client = c.peer.client
+	if c.at != AtEdge {
+		x.call.Caller = c.peer.caller
+	}
 	reason, status := merlon.Reason("malformed"), 400
 	if e, ok := err.(*http1.Error); ok {
 		reason, status = merlon.Reason(e.Reason), e.Status
@@ -247,6 +247,11 @@ func (c *conn) linger() {
 	}
 }
 
+// intentLength is how much of an intent's hash a record names it by: enough to
+// tell apart all the intents a system will have, in a line that is written for
+// every call.
+const intentLength = 16
+
 // record writes the line of evidence for the call.
 func (c *conn) record(status int, sent int64) {
 	x := &c.x
@@ -271,18 +276,17 @@ func (c *conn) record(status int, sent int64) {
 		Method:     x.call.Method,
 		Host:       x.call.Host,
 		Path:       x.call.Path,
+		Query:      x.call.Query, // which the writer keeps only if told to
 		Status:     status,
 		Verdict:    x.verdict,
 		Detail:     x.detail,
 		Upstream:   x.upstream,
 		Duration:   int64(time.Since(x.start)),
+		BytesIn:    x.bytesIn,
 		BytesOut:   sent,
 	}
 	if x.f != nil {
-		r.Intent = x.f.orders.Of
-	}
-	if c.req.Body == http1.BodyLength {
-		r.BytesIn = c.req.Length
+		r.Intent = x.f.orders.Of[:min(len(x.f.orders.Of), intentLength)]
 	}
 	var err error
 	if c.reserved {

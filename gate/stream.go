@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"merlon/gate/http1"
 	"merlon/gate/upstream"
@@ -20,7 +21,9 @@ type stream struct {
 	done     chan struct{} // closed when the goroutine has ended
 	err      error         // why the body was not sent whole; valid after done
 	rest     []byte        // what was read beyond the body; valid after done
+	taken    int64         // bytes of the body that were read; valid after done
 	begun    atomic.Bool   // the answer has begun
+	last     atomic.Bool   // the end of the body is being written, or was
 	buf, out []byte
 }
 
@@ -37,8 +40,9 @@ func newStream(c *conn, up *upstream.Conn) *stream {
 
 // release gives the memory back. The goroutine has ended.
 func (s *stream) release() {
-	s.c, s.up, s.done, s.err, s.rest = nil, nil, nil, nil, nil
+	s.c, s.up, s.done, s.err, s.rest, s.taken = nil, nil, nil, nil, nil, 0
 	s.begun.Store(false)
+	s.last.Store(false)
 	streams.Put(s)
 }
 
@@ -95,6 +99,14 @@ func (s *stream) ended() error {
 func (s *stream) answered() bool {
 	s.begun.Store(true)
 	s.c.bodyWatch.restart(s.c.g, s.up.Conn, s.c.g.cfg.Bounds.Stall, busy)
+	if s.last.Load() {
+		// An answer can be quicker than the goroutine that has just written the
+		// end of the body; the connection would be closed for nothing.
+		select {
+		case <-s.done:
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 	select {
 	case <-s.done:
 		return s.err == nil
@@ -107,12 +119,14 @@ func (s *stream) copy() error {
 	c := s.c
 	b := body{kind: c.req.Body, left: c.req.Length}
 	room := c.x.service.MaxBody
+	defer func() { s.taken = c.x.service.MaxBody - max(room, 0) }()
 	for in := c.in.bytes(); ; {
 		out, used, done, err := b.recode(s.out[:0], in, &room)
 		if err != nil {
 			return err
 		}
 		in = in[used:]
+		s.last.Store(done)
 		if err := s.write(out); err != nil {
 			return err
 		}

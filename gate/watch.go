@@ -24,6 +24,7 @@ type watch struct {
 	expired bool // it was overdue
 	woken   bool // it was to be given up, or thought over
 	ended   bool // all further waits are to end at once
+	seen    int  // sweeps since the wait began
 }
 
 // wait says what may end a wait early.
@@ -47,6 +48,7 @@ func (w *watch) start(g *Gate, target net.Conn, d time.Duration, kind wait) {
 	w.mu.Lock()
 	w.lift()
 	w.target, w.kind = target, kind
+	w.seen = 0
 	w.setDue(g, d)
 	if w.ended {
 		target.SetDeadline(past)
@@ -103,6 +105,21 @@ func (w *watch) interrupt(kind wait) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.target != nil && w.kind == kind && !w.woken {
+		w.woken = true
+		w.target.SetReadDeadline(past)
+	}
+}
+
+// look wakes a connection that waits for a request although there is something
+// to read; it asks once in a wait. The live layer cannot see the end of the
+// stream when it came together with the last bytes before it.
+func (w *watch) look(readable func() bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.target == nil || w.kind != idle || w.woken {
+		return
+	}
+	if w.seen++; w.seen == 2 && readable() {
 		w.woken = true
 		w.target.SetReadDeadline(past)
 	}
@@ -247,11 +264,17 @@ func (r *registry) closeListeners() {
 }
 
 func (r *registry) each(f func(*watch)) {
+	r.eachConn(func(c *conn) {
+		f(&c.watch)
+		f(&c.bodyWatch)
+	})
+}
+
+func (r *registry) eachConn(f func(*conn)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for c := range r.conns {
-		f(&c.watch)
-		f(&c.bodyWatch)
+		f(c)
 	}
 }
 
@@ -279,6 +302,9 @@ func (g *Gate) sweep() {
 		case <-tick.C:
 			now := g.clock.Nanos()
 			g.open.each(func(w *watch) { w.expire(now) })
+			if !g.cfg.Portable {
+				g.open.eachConn(func(c *conn) { c.watch.look(c.look) })
+			}
 		}
 	}
 }

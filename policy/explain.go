@@ -64,6 +64,9 @@ func (p *Policy) Explain(c *merlon.Call) Explanation {
 		x.e.Advice = "call through the gate of a service, or through the gateway"
 	case p == nil || p.intent == nil:
 		x.say("there is no policy, and without one everything is denied")
+	case x.stranger() && (v.Reason == merlon.ReasonNoService || v.Reason == merlon.ReasonNoOperation):
+		x.say("there is no caller %q", c.Caller.Name)
+		x.e.Advice = x.strangerAdvice()
 	case v.Reason == merlon.ReasonNoService:
 		x.noService()
 	case v.Reason == merlon.ReasonNoOperation:
@@ -305,8 +308,8 @@ func (x *explainer) noRule(op *operation, who party) {
 	caller, s := x.caller(), op.service
 	x.say("no rule lets %s call %s", caller, op.full())
 	switch {
-	case who.kind == merlon.Workload && x.p.services[who.name] == nil:
-		x.e.Advice = strings.TrimSpace(fmt.Sprintf("%q is no service of the intent; %s", who.name, suggest(who.name, operationOwners(x.p))))
+	case x.stranger():
+		x.e.Advice = x.strangerAdvice()
 		return
 	case who.kind == merlon.Workload && x.p.services[who.name].External:
 		x.e.Advice = "an external service cannot call; who is outside comes in through the gateway"
@@ -359,6 +362,9 @@ func (x *explainer) nearestRule(op *operation) {
 	if found == nil {
 		found = op.anyone
 	}
+	if found == nil && len(op.service.rules) > 0 {
+		found = op.service.rules[len(op.service.rules)-1] // of another operation: where the change goes
+	}
 	if found == nil {
 		return
 	}
@@ -368,14 +374,30 @@ func (x *explainer) nearestRule(op *operation) {
 	}
 }
 
-func operationOwners(p *Policy) []string {
-	var names []string
-	for name, s := range p.services {
+// stranger reports whether the caller has the name of no service.
+func (x *explainer) stranger() bool {
+	return x.c.Caller.Kind == merlon.Workload && x.p != nil && x.p.services[x.c.Caller.Name] == nil
+}
+
+// strangerAdvice names the caller that was meant: whoever asks about a call may
+// have misspelt a service, a login or anyone.
+func (x *explainer) strangerAdvice() string {
+	names := []string{merlon.AnyCaller}
+	for name, s := range x.p.services {
 		if !s.External {
 			names = append(names, name)
 		}
 	}
-	return names
+	if gw := x.p.intent.Gateway; gw != nil {
+		for i := range gw.Logins {
+			names = append(names, gw.Logins[i].Name)
+		}
+	}
+	text := fmt.Sprintf("%q is no service of the intent", x.c.Caller.Name)
+	if near := suggest(x.c.Caller.Name, names); near != "" {
+		text += "; " + near
+	}
+	return text
 }
 
 // condition explains a condition that is not met.

@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"fmt"
 	"testing"
+	"time"
 
 	"merlon"
 )
@@ -89,5 +91,103 @@ func TestDecideZero(t *testing.T) {
 		if p.Intent() != nil {
 			t.Errorf("%s policy has an intent", name)
 		}
+	}
+}
+
+// TestDecideManyCallers: an operation with many callers has an index.
+func TestDecideManyCallers(t *testing.T) {
+	t.Parallel()
+	d := newDraft(t).gateway("shop.example", "staff")
+	d.service("hub", "op GET /", "other GET /other")
+	for i := range 3 * linearRules {
+		d.service(fmt.Sprint("s", i), "x GET /x")
+		d.rule("hub", fmt.Sprintf("s%d: op", i), "")
+	}
+	d.rule("hub", "staff: op", "")
+	d.rule("hub", "anyone: op", "")
+	p := d.compile()
+	decide := func(caller merlon.Caller) merlon.Verdict {
+		return p.Decide(&merlon.Call{Caller: caller, Service: "hub", Operation: "op"})
+	}
+	for i := range 3 * linearRules {
+		name := fmt.Sprint("s", i)
+		if v := decide(workload(name)); v.Rule != "hub: "+name {
+			t.Errorf("%s: %+v", name, v)
+		}
+		if v := decide(login(name, nil)); v.Rule != "hub: anyone" {
+			t.Errorf("login %s: %+v", name, v)
+		}
+	}
+	if v := decide(workload("hub")); v.Reason != merlon.ReasonNoRule {
+		t.Errorf("hub: %+v", v)
+	}
+	if v := decide(login("staff", nil)); v.Rule != "hub: staff" {
+		t.Errorf("staff: %+v", v)
+	}
+	d.rule("hub", "s9: op", "")
+	if _, ds := Compile(d.in); len(ds) != 1 || ds[0].Code != "E0301" {
+		t.Errorf("a second rule for s9: %v", render(ds))
+	}
+}
+
+func TestDecideLimit(t *testing.T) {
+	t.Parallel()
+	limit := &merlon.Limit{Count: 10, Window: time.Minute, Burst: 20, Per: merlon.PerCaller}
+	d := shop(t)
+	d.rule("orders", "partners: createOrder", `claims.org == "acme"`).Limit = limit
+	p := d.compile()
+	call := merlon.Call{Caller: login("partners", map[string]any{"org": "acme"}), Service: "orders", Operation: "createOrder"}
+	if v := p.Decide(&call); v.Limit != limit {
+		t.Errorf("allowed: %+v", v)
+	}
+	call.Caller.Claims = nil
+	if v := p.Decide(&call); v.Effect != merlon.Deny || v.Limit != nil {
+		t.Errorf("denied: %+v", v)
+	}
+	e := p.Explain(&call)
+	want := "partners: {operations: [createOrder], limit: {rate: 10/m, burst: 20, per: caller}}"
+	if len(e.Changes) != 1 || e.Changes[0].Line != want {
+		t.Errorf("got %+v, want %s", e.Changes, want)
+	}
+	d.in.Service("orders").Mode = merlon.Shadow
+	if v := d.compile().Decide(&call); v.Effect != merlon.Allow || !v.Shadow || v.Limit != limit {
+		t.Errorf("in shadow mode: %+v, want the limit to hold", v)
+	}
+}
+
+// TestCall reads a test as the gates read a request.
+func TestCall(t *testing.T) {
+	t.Parallel()
+	p := shop(t).compile()
+	for text, want := range map[string]string{
+		"web -> orders.createOrder":                         "workload web orders.createOrder ",
+		"web -> orders GET /orders/7?x=1":                   "workload web orders.getOrder /orders/7",
+		"web -> orders GET /orders/mine":                    "workload web orders.mine /orders/mine",
+		"staff -> GET https://shop.example:8443/assets/x?y": "login staff web.asset /assets/x",
+		"anyone -> GET https://SHOP.example.":               "anyone  web.home /",
+		"anyone -> GET http://shop.example?x":               "anyone  web.home /",
+		"anyone -> GET https://[::1]:8443/":                 "anyone  . /",
+		"web -> GET https://shop.example/":                  "workload web . /", // services do not come in there
+		"payments -> ledger":                                "workload payments ledger. ",
+		"ghost -> orders POST /orders":                      "workload ghost orders.createOrder /orders",
+	} {
+		d := newDraft(t)
+		c := p.Call(d.test(text, merlon.Allow))
+		if got := fmt.Sprintf("%v %s %s.%s %s", c.Caller.Kind, c.Caller.Name, c.Service, c.Operation, c.Path); got != want {
+			t.Errorf("%s: got %q, want %q", text, got, want)
+		}
+	}
+	c := (*Policy)(nil).Call(&merlon.Test{Call: merlon.Edges{Caller: "web", Callee: "orders"}})
+	if v := (*Policy)(nil).Decide(&c); v.Effect != merlon.Deny {
+		t.Errorf("without a policy: %+v", v)
+	}
+	if (*Policy)(nil).Test() != nil {
+		t.Error("no policy has tests")
+	}
+	for range (*Policy)(nil).Edges() {
+		t.Error("no policy has edges")
+	}
+	for range p.Edges() {
+		break // must not panic
 	}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // rounds is how many intents each property is tried on.
-const rounds = 1000
+const rounds = 700
 
 // eachIntent tries a property on many intents that compile.
 func eachIntent(t *testing.T, seed uint64, property func(t *testing.T, r *rand.Rand, in *merlon.Intent, p *Policy)) {
@@ -99,7 +99,7 @@ func TestEdgeRoutesAsServices(t *testing.T) {
 	t.Parallel()
 	routed, refused := 0, 0
 	eachIntent(t, 6, func(t *testing.T, r *rand.Rand, in *merlon.Intent, p *Policy) {
-		for range 40 {
+		for range 80 {
 			host, method, path := pick(r, testHosts), pick(r, testMethods), pick(r, testCalls)
 			route := p.RouteEdge(host, method, path, nil)
 			if route.Operation == nil {

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -34,6 +35,7 @@ func main() {
 
 type options struct {
 	orders, svid, records, in, out string
+	portable                       bool
 }
 
 func run() error {
@@ -43,6 +45,7 @@ func run() error {
 	flag.StringVar(&o.records, "records", "", "`directory` for the records of decisions")
 	flag.StringVar(&o.in, "in", "", "`address` for calls from other gates (a gate beside a service)")
 	flag.StringVar(&o.out, "out", "", "`address` for calls of the own service (a gate beside a service)")
+	flag.BoolVar(&o.portable, "portable", false, "do without the I/O layer made for Linux")
 	flag.Parse()
 	if o.orders == "" || o.svid == "" || o.records == "" || flag.NArg() > 0 {
 		flag.Usage()
@@ -72,6 +75,7 @@ func run() error {
 		Source:      source,
 		Records:     records,
 		Log:         log,
+		Portable:    o.portable,
 	})
 	if err != nil {
 		return err
@@ -94,7 +98,9 @@ func serve(g *gate.Gate, orders *merlon.Orders, o options, log *slog.Logger) err
 		log.Info("serving", "place", orders.Place.String(), "at", at.String(), "address", l.Addr().String())
 		go g.Serve(l, at)
 	}
-	watch(ctx, g, o.orders, log)
+	watch(ctx, g, orders, o.orders, log)
+	stop() // a second signal ends the gate at once
+	log.Info("stopping: calls in progress are finished")
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return g.Drain(ctx)
@@ -127,13 +133,10 @@ func listen(orders *merlon.Orders, o options) (map[gate.Position]net.Listener, e
 
 // watch takes up orders whenever their file changes, until ctx ends. Orders
 // that cannot be enforced are refused and the old ones stay.
-func watch(ctx context.Context, g *gate.Gate, name string, log *slog.Logger) {
-	tick := time.NewTicker(time.Second)
+func watch(ctx context.Context, g *gate.Gate, first *merlon.Orders, name string, log *slog.Logger) {
+	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
-	var seen time.Time
-	if info, err := os.Stat(name); err == nil {
-		seen = info.ModTime()
-	}
+	seen, _ := os.Stat(name) // nil when it is just being replaced: then it is read again
 	for {
 		select {
 		case <-ctx.Done():
@@ -141,13 +144,13 @@ func watch(ctx context.Context, g *gate.Gate, name string, log *slog.Logger) {
 		case <-tick.C:
 		}
 		info, err := os.Stat(name)
-		if err != nil || info.ModTime().Equal(seen) {
+		if err != nil || seen != nil && os.SameFile(info, seen) && info.ModTime().Equal(seen.ModTime()) && info.Size() == seen.Size() {
 			continue
 		}
-		seen = info.ModTime()
+		seen = info
 		orders, err := readOrders(name)
 		if err == nil {
-			err = g.Swap(orders)
+			err = follow(g, first, orders)
 		}
 		if err != nil {
 			log.Error("orders refused; the old ones stay in force", "file", name, "error", err)
@@ -155,6 +158,20 @@ func watch(ctx context.Context, g *gate.Gate, name string, log *slog.Logger) {
 		}
 		log.Info("orders in force", "hash", orders.Hash)
 	}
+}
+
+// follow puts new orders in force. A gate cannot move: it listens where its
+// first orders said, and refuses others rather than half obey them.
+func follow(g *gate.Gate, first, orders *merlon.Orders) error {
+	if was, is := first.Intent.Gateway, orders.Intent.Gateway; first.Place == merlon.Edge {
+		switch {
+		case is == nil:
+			return errors.New("the intent has no gateway any more: stop this gate")
+		case was.Listen != is.Listen:
+			return fmt.Errorf("the gateway listens on %s and is to listen on %s: start this gate again", was.Listen, is.Listen)
+		}
+	}
+	return g.Swap(orders)
 }
 
 func readOrders(name string) (*merlon.Orders, error) {
@@ -186,11 +203,19 @@ func (f *files) SVID() *tls.Certificate { return &f.cert }
 func (f *files) Roots() *x509.CertPool  { return f.roots }
 
 func readSVID(dir string) (*files, error) {
-	cert, err := tls.LoadX509KeyPair(dir+"/svid.pem", dir+"/key.pem")
+	key := filepath.Join(dir, "key.pem")
+	info, err := os.Stat(key)
 	if err != nil {
 		return nil, err
 	}
-	bundle, err := os.ReadFile(dir + "/bundle.pem")
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return nil, fmt.Errorf("%s: others can read the key (mode %04o): if nobody has, run chmod 600 %s", key, mode, key)
+	}
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "svid.pem"), key)
+	if err != nil {
+		return nil, err
+	}
+	bundle, err := os.ReadFile(filepath.Join(dir, "bundle.pem"))
 	if err != nil {
 		return nil, err
 	}

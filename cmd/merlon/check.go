@@ -3,11 +3,14 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,18 +23,23 @@ import (
 
 func newCheck(u *ui) *cobra.Command {
 	return &cobra.Command{
-		Use:   "check [DIR]",
-		Short: "say everything that is wrong with an intent, and run its tests",
-		Args:  cobra.MaximumNArgs(1),
+		Use:               "check [DIR]",
+		Short:             "say everything that is wrong with an intent, and run its tests",
+		Args:              takes(0, 1),
+		ValidArgsFunction: completeDir(0),
 		RunE: func(_ *cobra.Command, args []string) error {
 			dir := dirArg(args, 0)
-			loaded, files, err := u.load(dir)
+			loaded, files, warnings, err := u.read(dir)
 			if err != nil {
 				return err
 			}
-			_, ds, err := u.compile(dir, loaded)
-			if err != nil {
-				return err
+			p, ds := policy.Compile(loaded.Intent)
+			if !ds.Failed() {
+				ds = append(ds, p.Test()...)
+			}
+			ds = append(warnings, ds...)
+			if ds.Failed() {
+				return u.diagnose(dir, files, ds)
 			}
 			in := loaded.Intent
 			if u.json {
@@ -41,9 +49,16 @@ func newCheck(u *ui) *cobra.Command {
 				})
 				return nil
 			}
-			u.warn(dir, files, ds)
-			u.printf("%s %s, %s, %s; %s hold\n", u.green("ok:"), count(len(in.Services), "service"),
-				count(operations(in), "operation"), count(rules(in), "rule"), count(len(in.Tests), "test"))
+			u.warn(files, ds)
+			tests := count(len(in.Tests), "test") + " hold"
+			switch len(in.Tests) {
+			case 0:
+				tests = "no tests"
+			case 1:
+				tests = "1 test holds"
+			}
+			u.printf("%s %s, %s, %s; %s%s\n", u.green("ok:"), count(len(in.Services), "service"),
+				count(operations(in), "operation"), count(rules(in), "rule"), tests, andWarnings(warningsOf(ds)))
 			return nil
 		},
 	}
@@ -71,10 +86,11 @@ func newPlan(u *ui) *cobra.Command {
 		Long: `plan compares two intents: the directories OLD and NEW, or NEW and what is in
 force in the system of NEW. It changes nothing. It exits with 2 when the change
 widens access, unless --widen says that this is meant.`,
-		Args: cobra.RangeArgs(1, 2),
+		Args:              takes(1, 2),
+		ValidArgsFunction: completeDir(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := args[len(args)-1]
-			loaded, _, err := u.load(dir)
+			loaded, _, _, err := u.read(dir)
 			if err != nil {
 				return err
 			}
@@ -84,7 +100,7 @@ widens access, unless --widen says that this is meant.`,
 			}
 			var changes []verify.Change
 			if len(args) == 2 {
-				old, err := u.quietly(args[0])
+				old, err := u.policyIn(args[0])
 				if err != nil {
 					return err
 				}
@@ -129,26 +145,12 @@ func planInForce(cmd *cobra.Command, state string, loaded *intent.Loaded) (*cont
 	return plan, err
 }
 
-// quietly compiles the older intent of a comparison. Its tests and warnings do
-// not matter any more.
-func (u *ui) quietly(dir string) (*policy.Policy, error) {
-	loaded, files, err := u.load(dir)
-	if err != nil {
-		return nil, err
-	}
-	p, ds := policy.Compile(loaded.Intent)
-	if ds.Failed() {
-		return nil, u.diagnose(dir, files, ds)
-	}
-	return p, nil
-}
-
 func (u *ui) printProblems(dir string, ds merlon.Diagnostics) {
 	if len(ds) == 0 || u.json {
 		return
 	}
 	if files, err := openDir(dir); err == nil {
-		intent.Render(u.err, files, ds, u.color)
+		intent.Render(u.err, files, ds, u.errInk.color)
 	}
 }
 
@@ -160,28 +162,42 @@ func (u *ui) planned(changes []verify.Change, widen bool) error {
 	} else {
 		u.printChanges(changes)
 	}
-	if widens && !widen {
+	switch {
+	case !widens || widen:
+		return nil
+	case u.json:
 		return &exit{code: exitWidens}
 	}
-	return nil
+	return &exit{exitWidens, hinted(errors.New("the change widens access"), "if that is meant, say --widen")}
 }
 
-// printChanges prints what a comparison found, widening first to the eye.
+// printChanges prints what a comparison found, widening first to the eye, and
+// then how much that was.
 func (u *ui) printChanges(changes []verify.Change) {
 	if len(changes) == 0 {
 		u.printf("no call changes\n")
 		return
 	}
+	widening := 0
 	for _, c := range changes {
 		paint := u.green
 		if c.Widens() {
 			paint = u.yellow // more is allowed: that wants a look
+			widening++
 		}
 		head, rest, more := strings.Cut(c.String(), "\n")
 		u.printf("%s\n", paint(head))
 		if more {
 			u.printf("%s\n", u.dim(rest))
 		}
+	}
+	switch {
+	case len(changes) > 1:
+		u.printf("\n%d changes: %d widen access, %d narrow it\n", len(changes), widening, len(changes)-widening)
+	case widening == 1:
+		u.printf("\n1 change: it widens access\n")
+	default:
+		u.printf("\n1 change: it narrows access\n")
 	}
 }
 
@@ -194,7 +210,8 @@ func newApply(u *ui) *cobra.Command {
 		Long: `apply checks the intent in DIR, runs its tests, compares it with what is in
 force, records it, and delivers it to every gate. What fails before the record
 changes nothing. A change that widens access needs --widen.`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              takes(0, 1),
+		ValidArgsFunction: completeDir(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := dirArg(args, 0)
 			loaded, _, err := u.load(dir)
@@ -204,12 +221,12 @@ changes nothing. A change that widens access needs --widen.`,
 			client := control.NewClient(u.stateDir(dir))
 			result, err := client.Apply(cmd.Context(), loaded, control.ApplyOptions{Message: message, Widen: widen})
 			if errors.Is(err, control.ErrNotRunning) {
-				return fmt.Errorf("%w\nhint: merlon up %s starts it", err, dir)
+				return errStopped(dir)
 			}
 			if err != nil {
 				return u.applyFailed(dir, err)
 			}
-			return u.applied(result)
+			return u.applied(dir, result)
 		},
 	}
 	c.Flags().BoolVar(&widen, "widen", false, "accept that more calls are allowed than before")
@@ -217,16 +234,21 @@ changes nothing. A change that widens access needs --widen.`,
 	return c
 }
 
-func (u *ui) applied(r *control.Result) error {
+func (u *ui) applied(dir string, r *control.Result) error {
 	if u.json {
 		u.printJSON(r)
 	} else {
-		u.printChanges(r.Commit.Changes)
+		if files, err := openDir(dir); err == nil {
+			u.warn(files, slices.Concat(r.Warnings, r.Problems))
+		}
+		if !r.Unchanged {
+			u.printChanges(r.Commit.Changes)
+		}
 		switch {
 		case r.Unchanged:
 			u.printf("intent %s is in force already\n", u.cyan(short(r.Commit.Hash)))
 		case r.Live:
-			u.printf("%s intent %s is in force at %s, after %v\n", u.green("ok:"), u.cyan(short(r.Commit.Hash)), count(len(r.Gates), "gate"), r.Took)
+			u.printf("%s intent %s is in force at %s, after %v\n", u.green("ok:"), u.cyan(short(r.Commit.Hash)), count(len(r.Gates), "gate"), r.Took.Round(100*time.Microsecond))
 		default:
 			u.printf("%s intent %s is recorded, but not every gate has it:\n", u.yellow("warning:"), u.cyan(short(r.Commit.Hash)))
 			for _, g := range r.Gates {
@@ -236,7 +258,7 @@ func (u *ui) applied(r *control.Result) error {
 			}
 		}
 	}
-	if !r.Live && !r.Unchanged {
+	if !r.Live || len(r.Problems) > 0 {
 		return &exit{code: exitFailed}
 	}
 	return nil
@@ -247,27 +269,42 @@ func newFmt(u *ui) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "fmt [DIR | FILE...]",
 		Short: "give intent files their one form; comments stay",
+		Long: `fmt writes the intent files of DIR, or the FILEs, in their one form, and names
+those that it changed. A FILE named - is read from the standard input and
+written to the standard output.`,
 		RunE: func(_ *cobra.Command, args []string) error {
+			if slices.Contains(args, "-") {
+				if len(args) > 1 || list {
+					return usage("- stands alone\nhint: merlon fmt - reads the standard input and writes the standard output")
+				}
+				return u.formatStdin()
+			}
 			files, err := intentFiles(args)
 			if err != nil {
 				return err
 			}
 			changed := []string{}
+			var wrong merlon.Diagnostics
 			for _, name := range files {
 				did, err := formatFile(name, list)
-				if err != nil {
+				if ds, ok := errors.AsType[merlon.Diagnostics](err); ok {
+					wrong = append(wrong, named(ds, name)...)
+				} else if err != nil {
 					return fmt.Errorf("%s: %w", name, err)
 				}
 				if did {
 					changed = append(changed, name)
 				}
 			}
-			if u.json {
+			if u.json && len(wrong) == 0 {
 				u.printJSON(map[string]any{"ok": !list || len(changed) == 0, "changed": changed})
-			} else {
+			} else if !u.json {
 				for _, name := range changed {
 					u.printf("%s\n", name)
 				}
+			}
+			if len(wrong) > 0 {
+				return u.malformed(wrong)
 			}
 			if list && len(changed) > 0 {
 				return &exit{code: exitFailed}
@@ -279,6 +316,49 @@ func newFmt(u *ui) *cobra.Command {
 	return c
 }
 
+// formatStdin formats what comes in.
+func (u *ui) formatStdin() error {
+	const most = 16 << 20
+	src, err := io.ReadAll(io.LimitReader(u.in, most+1))
+	if err != nil {
+		return err
+	}
+	if len(src) > most {
+		return fmt.Errorf("the input is longer than %d bytes", most)
+	}
+	out, err := intent.Format(src)
+	if ds, ok := errors.AsType[merlon.Diagnostics](err); ok {
+		return u.malformed(named(ds, "<stdin>"))
+	}
+	if err != nil {
+		return err
+	}
+	if u.json {
+		u.printJSON(map[string]any{"ok": true, "formatted": string(out)})
+		return nil
+	}
+	u.printf("%s", out)
+	return nil
+}
+
+// named puts the name of a file into diagnostics of its text.
+func named(ds merlon.Diagnostics, name string) merlon.Diagnostics {
+	for i := range ds {
+		ds[i].Pos.File = filepath.ToSlash(name)
+	}
+	return ds
+}
+
+// malformed shows why files cannot be formatted.
+func (u *ui) malformed(ds merlon.Diagnostics) error {
+	if u.json {
+		u.printJSON(failure{Diagnostics: ds})
+	} else {
+		intent.Render(u.err, os.DirFS("."), ds, u.errInk.color)
+	}
+	return &exit{code: exitFailed}
+}
+
 // intentFiles are the files that the arguments of fmt mean.
 func intentFiles(args []string) ([]string, error) {
 	if len(args) == 0 {
@@ -287,6 +367,9 @@ func intentFiles(args []string) ([]string, error) {
 	var files []string
 	for _, arg := range args {
 		info, err := os.Stat(arg)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("there is no file or directory %q", arg)
+		}
 		if err != nil {
 			return nil, err
 		}

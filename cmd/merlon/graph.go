@@ -15,18 +15,15 @@ import (
 func newGraph(u *ui) *cobra.Command {
 	var format string
 	c := &cobra.Command{
-		Use:   "graph [DIR]",
-		Short: "draw who may call whom: as text, Mermaid or DOT",
-		Args:  cobra.MaximumNArgs(1),
+		Use:               "graph [DIR]",
+		Short:             "draw who may call whom: as text, Mermaid or DOT",
+		Args:              takes(0, 1),
+		ValidArgsFunction: completeDir(0),
 		RunE: func(_ *cobra.Command, args []string) error {
 			dir := dirArg(args, 0)
-			loaded, files, err := u.load(dir)
+			p, err := u.policyIn(dir)
 			if err != nil {
 				return err
-			}
-			p, ds := policy.Compile(loaded.Intent)
-			if ds.Failed() {
-				return u.diagnose(dir, files, ds)
 			}
 			arrows := arrowsOf(p)
 			if u.json {
@@ -41,18 +38,19 @@ func newGraph(u *ui) *cobra.Command {
 			}
 			switch format {
 			case "text":
-				u.graphText(loaded.Intent, arrows)
+				u.graphText(p.Intent(), arrows)
 			case "mermaid":
-				u.graphMermaid(loaded.Intent, arrows)
+				u.graphMermaid(p.Intent(), arrows)
 			case "dot":
-				u.graphDOT(loaded.Intent, arrows)
+				u.graphDOT(p.Intent(), arrows)
 			default:
-				return &exit{exitUsage, fmt.Errorf("%q is no format; expect text, mermaid or dot", format)}
+				return usage("%q is no format\nhint: expect text, mermaid or dot", format)
 			}
 			return nil
 		},
 	}
 	c.Flags().StringVarP(&format, "format", "f", "", "text, mermaid or dot; default is text on a terminal and mermaid in a pipe")
+	c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"text", "mermaid", "dot"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
 

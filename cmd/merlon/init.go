@@ -21,7 +21,8 @@ func newInit(u *ui) *cobra.Command {
 manifests in DIR and writes DIR/merlon.yaml: the services it found, and who may
 call whom as far as the files prove it. Everything else is denied, with
 suggestions in comments. A merlon.yaml that is there is never touched.`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              takes(0, 1),
+		ValidArgsFunction: completeDir(0),
 		RunE: func(_ *cobra.Command, args []string) error {
 			dir := dirArg(args, 0)
 			files, err := openDir(dir)
@@ -31,14 +32,23 @@ suggestions in comments. A merlon.yaml that is there is never touched.`,
 			name := filepath.Join(dir, "merlon.yaml")
 			if !print {
 				if _, err := os.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
-					return fmt.Errorf("%s is there already\nhint: merlon init --print shows what init would write", name)
+					return hinted(fmt.Errorf("%s is there already", name), "merlon init --print shows what init would write")
 				}
 			}
 			text, notes, err := learn.Scan(files)
 			if err != nil {
 				return err
 			}
-			if print {
+			found := []map[string]any{}
+			for _, note := range notes {
+				found = append(found, map[string]any{"pos": note.Pos, "text": note.Text})
+				u.say("%v", note)
+			}
+			switch {
+			case print && u.json:
+				u.printJSON(map[string]any{"ok": true, "intent": string(text), "notes": found})
+				return nil
+			case print:
 				u.printf("%s", text)
 				return nil
 			}
@@ -51,11 +61,8 @@ suggestions in comments. A merlon.yaml that is there is never touched.`,
 				return err
 			}
 			if u.json {
-				u.printJSON(map[string]any{"ok": true, "file": name, "notes": append([]learn.Note{}, notes...)})
+				u.printJSON(map[string]any{"ok": true, "file": name, "notes": found})
 				return nil
-			}
-			for _, note := range notes {
-				u.say("%v", note)
 			}
 			u.printf("%s wrote %s\n", u.green("ok:"), name)
 			u.printf("%s\n", u.dim("next: read it, then merlon check "+dir+" and merlon up "+dir))

@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
+	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,13 +22,27 @@ import (
 	"merlon/record"
 )
 
+// errNothing says that no system has ever run here. Who only asks leaves no
+// state directory behind.
+func errNothing(dir, state string) error {
+	return hinted(fmt.Errorf("nothing has run here yet: there is no %q", state), "merlon up %s starts the system", dir)
+}
+
+// errStopped says that a system does not run now.
+func errStopped(dir string) error {
+	return hinted(fmt.Errorf("no control plane is running for %s: nothing is enforced", dir), "merlon up %s starts it", dir)
+}
+
 // offline opens the state of a system that is not running.
-func offline(ctx context.Context, state string) (*control.Control, error) {
+func offline(ctx context.Context, dir, state string) (*control.Control, error) {
+	if _, err := os.Stat(state); errors.Is(err, fs.ErrNotExist) {
+		return nil, errNothing(dir, state)
+	}
 	return control.Open(ctx, state, control.Options{Records: filepath.Join(state, recordsName)})
 }
 
-func whyOffline(cmd *cobra.Command, state, id string) (*control.Why, error) {
-	c, err := offline(cmd.Context(), state)
+func whyOffline(cmd *cobra.Command, dir, state, id string) (*control.Why, error) {
+	c, err := offline(cmd.Context(), dir, state)
 	if err != nil {
 		return nil, err
 	}
@@ -35,14 +52,15 @@ func whyOffline(cmd *cobra.Command, state, id string) (*control.Why, error) {
 
 func newStatus(u *ui) *cobra.Command {
 	return &cobra.Command{
-		Use:   "status [DIR]",
-		Short: "say for every rule which gates enforce it, and since when",
-		Args:  cobra.MaximumNArgs(1),
+		Use:               "status [DIR]",
+		Short:             "say for every rule which gates enforce it, and since when",
+		Args:              takes(0, 1),
+		ValidArgsFunction: completeDir(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := dirArg(args, 0)
 			s, err := control.NewClient(u.stateDir(dir)).Status(cmd.Context())
 			if errors.Is(err, control.ErrNotRunning) {
-				return fmt.Errorf("%w: nothing is enforced\nhint: merlon up %s starts it", err, dir)
+				return errStopped(dir)
 			}
 			if err != nil {
 				return err
@@ -98,14 +116,16 @@ func (u *ui) printStatus(s *control.Status) {
 
 func newHistory(u *ui) *cobra.Command {
 	return &cobra.Command{
-		Use:   "history [DIR]",
-		Short: "list the intents that were in force, the newest first",
-		Args:  cobra.MaximumNArgs(1),
+		Use:               "history [DIR]",
+		Short:             "list the intents that were in force, the newest first",
+		Args:              takes(0, 1),
+		ValidArgsFunction: completeDir(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			state := u.stateDir(dirArg(args, 0))
+			dir := dirArg(args, 0)
+			state := u.stateDir(dir)
 			commits, err := control.NewClient(state).History(cmd.Context())
 			if errors.Is(err, control.ErrNotRunning) {
-				c, err := offline(cmd.Context(), state)
+				c, err := offline(cmd.Context(), dir, state)
 				if err != nil {
 					return err
 				}
@@ -121,7 +141,11 @@ func newHistory(u *ui) *cobra.Command {
 				u.printJSON(append([]control.Commit{}, commits...))
 				return nil
 			}
-			var rows [][]string
+			if len(commits) == 0 {
+				u.printf("no intent was ever in force\n")
+				return nil
+			}
+			rows := [][]string{{u.dim("intent"), u.dim("in force since"), u.dim("by"), u.dim("changed"), u.dim("why")}}
 			for _, c := range commits {
 				rows = append(rows, []string{u.cyan(short(c.Hash)), c.Time.Local().Format(time.DateTime), c.Who, count(len(c.Changes), "change"), c.Message})
 			}
@@ -137,15 +161,16 @@ func newRecord(u *ui) *cobra.Command {
 	var follow, denied bool
 	var service string
 	tail := &cobra.Command{
-		Use:   "tail [DIR]",
-		Short: "print the last decisions, and with -f those to come",
-		Args:  cobra.MaximumNArgs(1),
+		Use:               "tail [DIR]",
+		Short:             "print the last decisions, and with -f those to come",
+		Args:              takes(0, 1),
+		ValidArgsFunction: completeDir(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			dir := filepath.Join(u.stateDir(dirArg(args, 0)), recordsName)
-			f := record.Filter{Service: service}
-			if denied {
-				f.Denied = true
+			dir, err := u.recordDir(dirArg(args, 0))
+			if err != nil {
+				return err
 			}
+			f := record.Filter{Service: service, Denied: denied}
 			last, err := record.Tail(dir, n, f)
 			if err != nil {
 				return err
@@ -167,24 +192,60 @@ func newRecord(u *ui) *cobra.Command {
 	tail.Flags().BoolVar(&denied, "denied", false, "denials only")
 	tail.Flags().StringVar(&service, "service", "", "calls of this `service` only")
 	check := &cobra.Command{
-		Use:   "verify [DIR]",
-		Short: "check the hash chain over all records",
-		Args:  cobra.MaximumNArgs(1),
+		Use:               "verify [DIR]",
+		Short:             "check the hash chain over all records",
+		Args:              takes(0, 1),
+		ValidArgsFunction: completeDir(0),
 		RunE: func(_ *cobra.Command, args []string) error {
-			r, err := record.Verify(filepath.Join(u.stateDir(dirArg(args, 0)), recordsName))
+			dir, err := u.recordDir(dirArg(args, 0))
+			if err != nil {
+				return err
+			}
+			r, err := record.Verify(dir)
 			if err != nil {
 				return err
 			}
 			if u.json {
 				u.printJSON(r)
-				return nil
+			} else {
+				u.printReport(&r)
 			}
-			u.printf("%s %v\n", u.green("ok:"), r)
 			return nil
 		},
 	}
 	c.AddCommand(tail, check)
+	parent(c)
 	return c
+}
+
+// recordDir is where the records of the intent in dir are.
+func (u *ui) recordDir(dir string) (string, error) {
+	state := u.stateDir(dir)
+	records := filepath.Join(state, recordsName)
+	if _, err := os.Stat(records); errors.Is(err, fs.ErrNotExist) {
+		return "", errNothing(dir, state)
+	}
+	return records, nil
+}
+
+// printReport says what the chain holds, and what it has gone through.
+func (u *ui) printReport(r *record.Report) {
+	u.printf("%s the chain is whole: %s in %s\n", u.green("ok:"), count(int(r.Records), "record"), count(r.Segments, "segment"))
+	if r.Records > 0 {
+		u.printf("  from   %s\n  to     %s\n", r.First.Local().Format(time.DateTime), r.Last.Local().Format(time.DateTime))
+	}
+	if r.Hash != "" {
+		u.printf("  seal   %s\n", u.cyan(r.Hash))
+	}
+	if r.Retired > 0 {
+		u.printf("  %s of older records retired, as the bound on size says\n", count(int(r.Retired), "segment"))
+	}
+	for _, c := range r.Recovered {
+		u.printf("  %s after a crash: %d bytes that were half written are in %s\n", u.yellow("cut off"), c.Bytes, c.File)
+	}
+	if r.Unsealed > 0 {
+		u.printf("  %d bytes behind the last seal: being written, or torn by a crash\n", r.Unsealed)
+	}
 }
 
 func (u *ui) printRecords(all iter.Seq2[record.Record, error]) error {
@@ -209,15 +270,33 @@ func (u *ui) printRecord(r *record.Record) {
 		}
 		return
 	}
-	mark, reason := u.red("✗"), u.red(string(r.Verdict.Reason))
+	mark, reason, paint := "✗", string(r.Verdict.Reason), u.red
 	if r.Verdict.Effect == merlon.Allow {
-		mark, reason = u.green("✓"), string(r.Verdict.Reason)
+		mark, paint = "✓", u.green
 		if r.Verdict.Shadow {
-			mark, reason = u.yellow("~"), u.yellow("would be denied: "+reason)
+			mark, paint = "~", u.yellow
 		}
 	}
-	u.printf("%s %s %s %3d %s  %s  %s %s\n", u.dim(time.Unix(0, r.Time).Format("15:04:05.000")), r.ID, mark, r.Status,
-		u.callText(r), reason, u.dim(r.Verdict.Pos.String()), u.dim(r.Place+" "+r.At))
+	line := fmt.Sprintf("%s  %s  %s  %-19s  %s  %s", u.dim(time.Unix(0, r.Time).Format("15:04:05.000")), u.dim(printable(r.ID)),
+		paint(fmt.Sprintf("%s %3s %-13s", mark, statusText(r.Status), reason)), where(r), u.callText(r), u.dim(r.Verdict.Pos.String()))
+	u.printf("%s\n", strings.TrimRight(line, " "))
+}
+
+// statusText is the status of an answer; a call whose caller went away has none.
+func statusText(status int) string {
+	if status == 0 {
+		return "-"
+	}
+	return strconv.Itoa(status)
+}
+
+// where is the gate of a record, and the side of it.
+func where(r *record.Record) string {
+	switch r.At {
+	case "in", "out":
+		return r.Place + ", " + r.At
+	}
+	return r.Place
 }
 
 // callText is the call of a record as people write calls.
@@ -226,6 +305,9 @@ func (u *ui) callText(r *record.Record) string {
 	if who == "" {
 		who = r.CallerKind
 	}
+	if who == "" {
+		who = merlon.Nobody.String()
+	}
 	if r.Subject != "" && !strings.HasPrefix(r.Subject, "spiffe://") {
 		who += " (" + r.Subject + ")"
 	}
@@ -233,14 +315,17 @@ func (u *ui) callText(r *record.Record) string {
 	if r.Operation != "" {
 		what += "." + r.Operation
 	}
-	return fmt.Sprintf("%s -> %s  %s %s", who, what, r.Method, r.Path)
+	if what == "" {
+		what = r.Host
+	}
+	return printable(strings.TrimRight(fmt.Sprintf("%s -> %s  %s %s", who, what, r.Method, r.Path), " "))
 }
 
 func newVersion(u *ui) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "print the version of this program",
-		Args:  cobra.NoArgs,
+		Args:  takes(0, 0),
 		RunE: func(*cobra.Command, []string) error {
 			v := map[string]any{"version": "devel", "go": runtime.Version(), "orders": merlon.OrdersVersion}
 			if info, ok := debug.ReadBuildInfo(); ok {

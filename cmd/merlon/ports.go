@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
-	"path/filepath"
 )
 
 // ports remembers where gates listened, so that a service that was told its
@@ -23,51 +23,56 @@ func readPorts(file string) (*ports, error) {
 		return p, nil
 	}
 	if err == nil {
-		err = json.Unmarshal(data, &p.at)
+		err = p.read(data)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s cannot be read: %w; remove it, and gates choose new ports", file, err)
+		return nil, fmt.Errorf("%s cannot be read: %w; hint: remove it, and gates choose new ports", file, err)
 	}
 	return p, nil
 }
 
-// listen listens where name did before, or anywhere on this host if that is
-// taken or name is new.
-func (p *ports) listen(name string) (net.Listener, error) {
-	if old := p.at[name]; old != "" {
-		if l, err := net.Listen("tcp", old); err == nil {
-			return l, nil
+// read takes only what write wrote: an address of another host, or of all of
+// them, would put a service's own port where others reach it.
+func (p *ports) read(data []byte) error {
+	if err := json.Unmarshal(data, &p.at); err != nil {
+		return err
+	}
+	if p.at == nil {
+		return errors.New("there is nothing in it")
+	}
+	for name, address := range p.at {
+		a, err := netip.ParseAddrPort(address)
+		if err != nil || !a.Addr().IsLoopback() || a.Port() == 0 {
+			return fmt.Errorf("%q: %q is no port of this host alone", name, address)
 		}
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
+	return nil
+}
+
+// listen listens where name did before, or anywhere on this host if name is new
+// or that place is taken, which is moved then.
+func (p *ports) listen(name string) (l net.Listener, moved string, err error) {
+	old := p.at[name]
+	if old != "" {
+		if l, err := net.Listen("tcp", old); err == nil {
+			return l, "", nil
+		}
+	}
+	if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return nil, "", err
 	}
 	p.at[name] = l.Addr().String()
 	if err := p.write(); err != nil {
 		l.Close()
-		return nil, err
+		return nil, "", err
 	}
-	return l, nil
+	return l, old, nil
 }
 
-// write replaces the file whole: a process killed here leaves the old one.
 func (p *ports) write() error {
 	data, err := json.MarshalIndent(p.at, "", "  ")
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(p.file), "ports-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	if _, err := f.Write(append(data, '\n')); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), p.file)
+	return replaceFile(p.file, append(data, '\n'), 0o600)
 }

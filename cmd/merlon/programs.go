@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -18,63 +21,154 @@ import (
 
 // program is a service that runs as a child of this process.
 type program struct {
-	run     *merlon.Run
+	service *merlon.Service // as the intent said that it was made for
+	bin     string          // where it was built
+	out     string          // its gate's address for its calls
 	process *supervise.Process
+
+	mu     sync.Mutex
+	words  []string // the last it said
+	deaths int
+	dying  chan struct{} // closed when it died too often
 }
 
 const (
 	buildTime = 5 * time.Minute
 	startTime = 30 * time.Second
+	// maxDeaths is how often a program may end before it listens: services
+	// that need each other may come up in any order.
+	maxDeaths = 3
+	lastWords = 8 // lines
 )
 
-// startPrograms builds and starts the services that in says how to run and
-// that do not run yet, or run by another sentence. s.mu is held.
-func (s *system) startPrograms(ctx context.Context, in *merlon.Intent) error {
-	var start []*merlon.Service
+func (p *program) place() merlon.Place { return merlon.Place{Service: p.service.Name} }
+
+// does reports whether p is what svc says. Where it is written does not matter.
+func (p *program) does(svc *merlon.Service) bool {
+	if svc == nil || svc.Run == nil {
+		return false
+	}
+	a, b := *p.service.Run, *svc.Run
+	a.Pos, b.Pos = merlon.Pos{}, merlon.Pos{}
+	return reflect.DeepEqual(a, b) && slices.Equal(p.service.Addresses, svc.Addresses)
+}
+
+// addresses are those that a service listens on.
+func addresses(svc *merlon.Service) []string {
+	var all []string
+	for _, a := range svc.Addresses {
+		all = append(all, strings.TrimPrefix(a, "dns:"))
+	}
+	return all
+}
+
+// preparePrograms builds and starts the services that in says how to run and
+// that do not run yet, or run by another sentence. One whose place is still
+// taken by a program of ours is built and waits. s.mu is held.
+func (s *system) preparePrograms(ctx context.Context, in *merlon.Intent) error {
+	var now []*program
 	for i := range in.Services {
 		svc := &in.Services[i]
-		if svc.Run == nil || s.started[svc.Name] != nil && reflect.DeepEqual(s.started[svc.Name].run, svc.Run) {
+		have := s.started[svc.Name]
+		if svc.Run == nil || have != nil && have.does(svc) {
 			continue
 		}
-		if old := s.started[svc.Name]; old != nil {
-			delete(s.started, svc.Name)
-			old.process.Stop()
+		p := s.newProgram(svc, have)
+		wait, err := s.mustWait(in, svc, have)
+		if err != nil {
+			return err
 		}
-		for _, address := range svc.Addresses {
-			if err := supervise.CheckFree(address); err != nil {
-				return fmt.Errorf("%v: service %s wants %s: %w", svc.Run.Pos, svc.Name, address, err)
-			}
+		if wait {
+			s.next.later = append(s.next.later, p)
+		} else {
+			now = append(now, p)
 		}
-		start = append(start, svc)
 	}
-	if err := s.build(ctx, start); err != nil {
+	if err := s.build(ctx, slices.Concat(now, s.next.later)); err != nil {
 		return err
 	}
-	for _, svc := range start {
-		if err := s.startProgram(ctx, svc); err != nil {
-			return err
+	errs := make([]error, len(now))
+	var wg sync.WaitGroup
+	for i, p := range now {
+		if err := s.launch(p); err != nil {
+			errs[i] = err
+			continue
+		}
+		s.next.programs = append(s.next.programs, p)
+		wg.Go(func() { errs[i] = s.ready(ctx, p) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// mustWait reports whether a service can only start when another program of
+// ours has stopped. An address that is taken otherwise is an error.
+func (s *system) mustWait(in *merlon.Intent, svc *merlon.Service, have *program) (bool, error) {
+	wait := have != nil && len(svc.Addresses) == 0 // never two workers at once
+	for _, address := range addresses(svc) {
+		holder := s.holder(address)
+		switch {
+		case holder == nil:
+			_, err := patiently(s.ctx, func() (net.Listener, error) { return nil, supervise.CheckFree(address) })
+			if err != nil {
+				return false, fmt.Errorf("%v: service %s wants %s: %w\nhint: stop what uses the port, or change the service's address", svc.Run.Pos, svc.Name, address, err)
+			}
+		case holder == have || !holder.does(in.Service(holder.service.Name)):
+			wait = true
+		default:
+			return false, fmt.Errorf("%v: service %s wants %s, where service %s runs", svc.Run.Pos, svc.Name, address, holder.service.Name)
+		}
+	}
+	return wait, nil
+}
+
+// holder is the running program that listens on address, or nil.
+func (s *system) holder(address string) *program {
+	for _, p := range s.started {
+		if slices.Contains(addresses(p.service), address) {
+			return p
 		}
 	}
 	return nil
 }
 
+// newProgram is not built yet. It is built beside the program that runs, which
+// may have to be started again.
+func (s *system) newProgram(svc *merlon.Service, have *program) *program {
+	gate := s.gates[merlon.Place{Service: svc.Name}]
+	if gate == nil {
+		gate = s.next.gates[merlon.Place{Service: svc.Name}]
+	}
+	p := &program{service: svc, out: gate.out, bin: filepath.Join(s.state, "bin", svc.Name)}
+	if have != nil && have.bin == p.bin {
+		p.bin += ".2"
+	}
+	return p
+}
+
 // build builds services side by side; the Go tool shares the work.
-func (s *system) build(ctx context.Context, services []*merlon.Service) error {
+func (s *system) build(ctx context.Context, programs []*program) error {
 	ctx, cancel := context.WithTimeout(ctx, buildTime)
 	defer cancel()
 	var wg sync.WaitGroup
-	errs := make([]error, len(services))
-	for i, svc := range services {
+	errs := make([]error, len(programs))
+	for i, p := range programs {
+		svc := p.service
 		if len(svc.Run.Build) == 0 {
 			continue
 		}
 		s.say("building %s", svc.Name)
 		wg.Go(func() {
-			argv := s.expand(svc, svc.Run.Build)
+			argv := p.expand(svc.Run.Build)
 			cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 			cmd.Dir = s.runDir(svc)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				errs[i] = fmt.Errorf("%v: building %s: %w\n%s", svc.Run.Pos, svc.Name, err, tail(out, 2000))
+			cmd.WaitDelay = time.Second // the compilers below it may hold the pipe
+			out, err := cmd.CombinedOutput()
+			switch {
+			case ctx.Err() != nil:
+				errs[i] = fmt.Errorf("%v: building %s: %w", svc.Run.Pos, svc.Name, ctx.Err())
+			case err != nil:
+				errs[i] = fmt.Errorf("%v: building %s with %q: %w\n%s", svc.Run.Pos, svc.Name, strings.Join(argv, " "), err, tail(out, 4000))
 			}
 		})
 	}
@@ -82,36 +176,144 @@ func (s *system) build(ctx context.Context, services []*merlon.Service) error {
 	return errors.Join(errs...)
 }
 
-func (s *system) startProgram(ctx context.Context, svc *merlon.Service) error {
-	gate := s.gates[merlon.Place{Service: svc.Name}]
-	env := append(os.Environ(),
-		// Calls of the service leave through its own gate.
-		"HTTP_PROXY=http://"+gate.out, "http_proxy=http://"+gate.out, "NO_PROXY=", "no_proxy=")
-	for k, v := range svc.Run.Env {
-		env = append(env, k+"="+v)
+// launch starts a program, which may not be ready yet.
+func (s *system) launch(p *program) (err error) {
+	env := map[string]string{}
+	for _, v := range os.Environ() {
+		name, value, _ := strings.Cut(v, "=")
+		env[name] = value
 	}
-	p, err := s.programs.Start(supervise.Spec{
-		Name:    svc.Name,
-		Argv:    s.expand(svc, svc.Run.Command),
-		Dir:     s.runDir(svc),
-		Env:     env,
-		Output:  func(name, line string) { s.log.Info(line, "service", name) },
-		Exited:  s.exited,
+	// Calls of the service leave through its own gate.
+	for _, name := range []string{"HTTP_PROXY", "http_proxy"} {
+		env[name] = "http://" + p.out
+	}
+	for _, name := range []string{"NO_PROXY", "no_proxy"} {
+		env[name] = ""
+	}
+	maps.Copy(env, p.service.Run.Env)
+	var list []string
+	for name, value := range env {
+		list = append(list, name+"="+value)
+	}
+	p.mu.Lock()
+	p.deaths, p.dying = 0, make(chan struct{})
+	p.mu.Unlock()
+	p.process, err = s.programs.Start(supervise.Spec{
+		Name:    p.service.Name,
+		Argv:    p.expand(p.service.Run.Command),
+		Dir:     s.runDir(p.service),
+		Env:     list,
+		Output:  func(name, line string) { p.heard(line); s.log.Info(line, "service", name) },
+		Exited:  func(e supervise.Exit) { p.died(); s.exited(e) },
 		Restart: &supervise.Restart{Min: 200 * time.Millisecond, Max: 10 * time.Second, Steady: 10 * time.Second},
 	})
 	if err != nil {
-		return fmt.Errorf("%v: %w", svc.Run.Pos, err)
+		return fmt.Errorf("%v: %w", p.service.Run.Pos, err)
 	}
-	s.started[svc.Name] = &program{svc.Run, p}
+	return nil
+}
+
+// ready waits until a program listens where its service is.
+func (s *system) ready(ctx context.Context, p *program) error {
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	for _, address := range svc.Addresses {
-		if err := p.WaitTCP(ctx, address); err != nil {
-			return fmt.Errorf("%v: %w", svc.Run.Pos, err)
+	p.mu.Lock()
+	dying := p.dying
+	p.mu.Unlock()
+	go func() {
+		select {
+		case <-dying:
+			cancel()
+		case <-ctx.Done():
 		}
+	}()
+	svc := p.service
+	for _, address := range addresses(svc) {
+		err := p.process.WaitTCP(ctx, address)
+		if err == nil {
+			continue
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.deaths >= maxDeaths {
+			err = fmt.Errorf("service %s ended %d times before it listened on %s, with status %d", svc.Name, p.deaths, address, p.process.Last().Code)
+		}
+		if len(p.words) > 0 {
+			err = fmt.Errorf("%w; it said:\n  %s", err, strings.Join(p.words, "\n  "))
+		}
+		return fmt.Errorf("%v: %w", svc.Run.Pos, err)
 	}
 	s.say("started %s", svc.Name)
 	return nil
+}
+
+// replace starts programs in the place of others, now that the intent that
+// says so is in force. A service whose new program does not come up goes on
+// with the old one.
+func (s *system) replace(later []*program) merlon.Diagnostics {
+	old := map[*program]*program{}
+	for _, p := range later {
+		stop := []*program{s.started[p.service.Name]}
+		for _, address := range addresses(p.service) {
+			stop = append(stop, s.holder(address))
+		}
+		old[p] = stop[0]
+		for _, q := range stop {
+			if q != nil && s.started[q.service.Name] == q {
+				delete(s.started, q.service.Name)
+				q.stop()
+			}
+		}
+	}
+	var problems merlon.Diagnostics
+	for _, p := range later {
+		err := s.run(p)
+		if err == nil {
+			continue
+		}
+		d := merlon.Diagnostic{Pos: p.service.Run.Pos, Code: "E0403",
+			Message: fmt.Sprintf("service %q cannot be started as the intent now says: %v", p.service.Name, err),
+			Hint:    "nothing runs for it now; mend it and apply again"}
+		if back := old[p]; back != nil {
+			if err := s.run(back); err == nil {
+				d.Hint = "it runs as before; mend it and apply again"
+			}
+		}
+		problems = append(problems, d)
+	}
+	return problems
+}
+
+// run launches a program and waits for it. s.mu is held.
+func (s *system) run(p *program) error {
+	if err := s.launch(p); err != nil {
+		return err
+	}
+	if err := s.ready(s.ctx, p); err != nil {
+		p.stop()
+		return err
+	}
+	s.started[p.service.Name] = p
+	return nil
+}
+
+func (p *program) stop() { p.process.Stop() }
+
+func (p *program) heard(line string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.words) == lastWords {
+		p.words = slices.Delete(p.words, 0, 1)
+	}
+	p.words = append(p.words, line)
+}
+
+func (p *program) died() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.deaths++; p.deaths == maxDeaths {
+		close(p.dying)
+	}
 }
 
 func (s *system) exited(e supervise.Exit) {
@@ -125,11 +327,10 @@ func (s *system) runDir(svc *merlon.Service) string {
 }
 
 // expand puts the place of the built program into a command.
-func (s *system) expand(svc *merlon.Service, argv []string) []string {
-	bin := filepath.Join(s.state, "bin", svc.Name)
+func (p *program) expand(argv []string) []string {
 	out := make([]string, len(argv))
 	for i, arg := range argv {
-		out[i] = strings.ReplaceAll(arg, "{bin}", bin)
+		out[i] = strings.ReplaceAll(arg, "{bin}", p.bin)
 	}
 	return out
 }

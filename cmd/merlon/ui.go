@@ -2,48 +2,63 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/term"
+
+	"merlon"
+	"merlon/record"
 )
 
 // ui is how a command speaks: beautifully to a terminal, plainly to a pipe, in
 // JSON to a program.
 type ui struct {
+	ink // of the standard output
+
+	in       io.Reader
 	out, err io.Writer
-	color    bool
+	errInk   ink // of the standard error
 	terminal bool
 	json     bool
 	state    string
 }
 
-func newUI(out, err io.Writer) *ui {
-	u := &ui{out: out, err: err}
-	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		u.terminal = true
-		// https://no-color.org
-		u.color = os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
-	}
+func newUI(in io.Reader, out, err io.Writer) *ui {
+	u := &ui{in: in, out: out, err: err, terminal: isTerminal(out)}
+	// https://no-color.org
+	colorful := os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	u.color = colorful && u.terminal
+	u.errInk.color = colorful && isTerminal(err)
 	return u
 }
 
-func (u *ui) paint(code, s string) string {
-	if !u.color || s == "" {
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// ink colours words where colours are seen.
+type ink struct{ color bool }
+
+func (k ink) paint(code, s string) string {
+	if !k.color || s == "" {
 		return s
 	}
 	return "\x1b[" + code + "m" + s + "\x1b[0m"
 }
 
-func (u *ui) bold(s string) string   { return u.paint("1", s) }
-func (u *ui) dim(s string) string    { return u.paint("2", s) }
-func (u *ui) red(s string) string    { return u.paint("31", s) }
-func (u *ui) green(s string) string  { return u.paint("32", s) }
-func (u *ui) yellow(s string) string { return u.paint("33", s) }
-func (u *ui) cyan(s string) string   { return u.paint("36", s) }
+func (k ink) bold(s string) string   { return k.paint("1", s) }
+func (k ink) dim(s string) string    { return k.paint("2", s) }
+func (k ink) red(s string) string    { return k.paint("31", s) }
+func (k ink) green(s string) string  { return k.paint("32", s) }
+func (k ink) yellow(s string) string { return k.paint("33", s) }
+func (k ink) cyan(s string) string   { return k.paint("36", s) }
 
 // printf prints to the standard output.
 func (u *ui) printf(format string, args ...any) { fmt.Fprintf(u.out, format, args...) }
@@ -51,17 +66,65 @@ func (u *ui) printf(format string, args ...any) { fmt.Fprintf(u.out, format, arg
 // say tells of progress, where it does not mix with results.
 func (u *ui) say(format string, args ...any) {
 	if !u.json {
-		fmt.Fprintln(u.err, u.dim("· "+fmt.Sprintf(format, args...)))
+		fmt.Fprintln(u.err, u.errInk.dim("· "+fmt.Sprintf(format, args...)))
 	}
 }
 
-// fail shows an error; its "hint:" lines stand out.
+// failure is an error as programs read it.
+type failure struct {
+	OK          bool               `json:"ok"` // false
+	Error       string             `json:"error,omitzero"`
+	Hint        string             `json:"hint,omitzero"`
+	Diagnostics merlon.Diagnostics `json:"diagnostics,omitzero"`
+}
+
+// fail shows an error: what is wrong in one line, and then what to do.
 func (u *ui) fail(err error) {
+	text, hint := hintOf(err)
 	if u.json {
-		u.printJSON(map[string]any{"ok": false, "error": err.Error()})
+		u.printJSON(failure{Error: text, Hint: hint})
 		return
 	}
-	fmt.Fprintf(u.err, "%s %v\n", u.red("merlon:"), err)
+	fmt.Fprintf(u.err, "%s %s\n", u.errInk.red("merlon:"), printable(text))
+	if hint != "" {
+		fmt.Fprintf(u.err, "%s %s\n", u.errInk.cyan("hint:"), printable(hint))
+	}
+}
+
+// hinted is an error that says what to do.
+func hinted(err error, hint string, args ...any) error {
+	return fmt.Errorf("%w\nhint: %s", err, fmt.Sprintf(hint, args...))
+}
+
+// hintOf splits an error into what is wrong and what to do.
+func hintOf(err error) (text, hint string) {
+	text = err.Error()
+	if b, ok := errors.AsType[*record.Broken](err); ok {
+		return text, b.Hint
+	}
+	for _, mark := range []string{"\nhint: ", "; hint: "} {
+		if text, hint, ok := strings.Cut(text, mark); ok {
+			return text, hint
+		}
+	}
+	return text, ""
+}
+
+// printable makes visible what a terminal would obey: a name in a record, or
+// an error about it, may come from whoever made the call.
+func printable(s string) string {
+	commands := func(c rune) bool {
+		return unicode.IsControl(c) && c != '\n' && c != '\t' || unicode.Is(unicode.Bidi_Control, c) || c == utf8.RuneError
+	}
+	if !strings.ContainsFunc(s, commands) {
+		return s
+	}
+	return strings.Map(func(c rune) rune {
+		if commands(c) {
+			return utf8.RuneError
+		}
+		return c
+	}, s)
 }
 
 func (u *ui) printJSON(v any) {

@@ -19,8 +19,7 @@ import (
 )
 
 func newUp(u *ui) *cobra.Command {
-	var logFile string
-	var widen bool
+	var o upOptions
 	c := &cobra.Command{
 		Use:   "up [DIR]",
 		Short: "run the system of an intent: its services, their gates, the gateway and the control plane",
@@ -34,23 +33,26 @@ points. What is not allowed by the intent is denied.
 State (keys, history of intents, records) is kept in DIR/.merlon. If the intent
 differs from the one in force before, the change is applied as merlon apply
 does: one that widens access needs --widen.`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              takes(0, 1),
+		ValidArgsFunction: completeDir(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return up(cmd.Context(), u, dirArg(args, 0), logFile, widen)
+			return up(cmd.Context(), u, dirArg(args, 0), o)
 		},
 	}
-	c.Flags().StringVar(&logFile, "log", "", "`file` for the log of gates and services; default is merlon.log in the state directory, - is standard error")
-	c.Flags().BoolVar(&widen, "widen", false, "accept that a changed intent allows more calls than the one before")
+	c.Flags().StringVar(&o.log, "log", "", "`file` for the log of gates and services; default is merlon.log in the state directory, - is standard error")
+	c.Flags().BoolVar(&o.widen, "widen", false, "accept that a changed intent allows more calls than the one before")
+	c.Flags().BoolVar(&o.committed, "committed", false, "run the intent that was last in force, whatever the files in DIR say now")
 	return c
 }
 
-func up(ctx context.Context, u *ui, dir, logFile string, widen bool) error {
+type upOptions struct {
+	log              string
+	widen, committed bool
+}
+
+func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 	began := time.Now()
-	loaded, _, err := u.load(dir)
-	if err != nil {
-		return err
-	}
-	dir, err = filepath.Abs(dir)
+	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err
 	}
@@ -58,55 +60,96 @@ func up(ctx context.Context, u *ui, dir, logFile string, widen bool) error {
 	if err != nil {
 		return err
 	}
+	loaded := &intent.Loaded{Intent: new(merlon.Intent)}
+	if !o.committed {
+		if loaded, _, err = u.load(dir); err != nil {
+			return u.offerCommitted(ctx, dir, state, err)
+		}
+	}
 	if err := makeState(state); err != nil {
 		return err
 	}
-	log, logTo, err := openLog(u, state, logFile)
+	if o.log == "" {
+		o.log = filepath.Join(state, "merlon.log")
+	}
+	log, logTo, err := openLog(o.log)
 	if err != nil {
 		return err
 	}
 	defer logTo.Close()
-	s, err := openSystem(ctx, dir, state, loaded.Intent.TrustDomain, log)
+	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, log)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	s.say = u.say
-	result, err := s.start(ctx, loaded, widen)
+	s.logFile = o.log
+	result, err := s.start(ctx, loaded, o)
+	if ctx.Err() != nil {
+		return errors.New("interrupted before the system was up; everything is taken down")
+	}
 	if err != nil {
 		return u.applyFailed(dir, err)
 	}
-	u.upBanner(s, loaded.Intent, result, time.Since(began))
+	u.upBanner(s, s.control.Intent(), result, time.Since(began))
 	<-ctx.Done()
 	u.say("stopping: calls in progress are finished")
 	return nil
 }
 
-// start brings the system into service: first as it was last committed, then
-// with the intent at hand if that is another one.
-func (s *system) start(ctx context.Context, loaded *intent.Loaded, widen bool) (*control.Result, error) {
-	var err error
+// offerCommitted names the way out when the files are broken and a good intent
+// was in force before.
+func (u *ui) offerCommitted(ctx context.Context, dir, state string, err error) error {
+	if _, missing := os.Stat(filepath.Join(state, "control.db")); missing != nil || u.json {
+		return err
+	}
+	c, cerr := offline(ctx, dir, state)
+	if cerr != nil {
+		return err
+	}
+	defer c.Close()
+	if c.Intent() != nil {
+		fmt.Fprintf(u.err, "hint: the intent that was last in force is whole: merlon up --committed %s runs it\n", relative(dir))
+	}
+	return err
+}
+
+// start brings the system into service: with the intent at hand, or with the
+// one that was last in force.
+func (s *system) start(ctx context.Context, loaded *intent.Loaded, o upOptions) (r *control.Result, err error) {
 	if s.api, err = s.control.Serve(); err != nil {
 		return nil, err
 	}
-	if old := s.control.Intent(); old != nil {
-		if err := s.prepare(ctx, old); err != nil {
+	opt := control.ApplyOptions{Who: currentUser(), Message: "merlon up", Widen: o.widen}
+	if o.committed {
+		last, err := s.control.History(ctx, 1)
+		if err != nil {
 			return nil, err
 		}
+		r, err = s.control.Rollback(ctx, last[0].Hash, opt)
+		if err != nil {
+			return nil, err
+		}
+	} else if r, err = s.control.Apply(ctx, loaded, opt); err != nil {
+		return nil, err
 	}
-	return s.control.Apply(ctx, loaded, control.ApplyOptions{Who: currentUser(), Message: "merlon up", Widen: widen})
+	if len(r.Problems) > 0 {
+		return nil, r.Problems
+	}
+	for _, g := range r.Gates {
+		if g.Behind != "" {
+			return nil, fmt.Errorf("the %s does not enforce intent %s: %s", g.Place, short(r.Commit.Hash), g.Behind)
+		}
+	}
+	return r, nil
 }
 
 // openLog opens where gates and services log to.
-func openLog(u *ui, state, file string) (*slog.Logger, io.Closer, error) {
+func openLog(file string) (*slog.Logger, io.Closer, error) {
 	var w io.WriteCloser = nopCloser{os.Stderr}
 	if file != "-" {
-		if file == "" {
-			file = filepath.Join(state, "merlon.log")
-		}
 		f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, fmt.Errorf("the log cannot be written: %w", err)
 		}
 		w = f
 	}
@@ -123,27 +166,28 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 		u.printJSON(s.whatRuns(in, r))
 		return
 	}
+	gates := s.running()
 	u.printf("\n%s  intent %s is in force at %s, after %.1fs\n\n", u.bold(in.TrustDomain), u.cyan(short(r.Commit.Hash)),
-		count(len(s.gates), "gate"), took.Seconds())
+		count(len(gates), "gate"), took.Seconds())
 	rows := [][]string{{u.dim("service"), u.dim("app"), u.dim("gate: calls in"), u.dim("gate: calls out")}}
-	if edge := s.gates[merlon.Edge]; edge != nil {
+	if edge := gates[merlon.Edge]; edge != nil {
 		rows = append(rows, []string{u.bold("gateway"), "", gatewayURL(in), ""})
 	}
 	for i := range in.Services {
 		svc := &in.Services[i]
-		g := s.gates[merlon.Place{Service: svc.Name}]
+		g := gates[merlon.Place{Service: svc.Name}]
 		if g == nil {
 			continue
 		}
 		rows = append(rows, []string{u.bold(svc.Name), first(svc.Addresses), g.in, "HTTP_PROXY=http://" + g.out})
 	}
 	u.table("  ", rows)
-	u.printf("\n%s\n", u.dim("What the intent allows, and what it does not (expected status behind the #):"))
-	for _, t := range s.tries(in) {
-		u.printf("\n  %s\n  %s\n", u.dim("# "+t.about), t.command)
+	u.printf("\n%s\n", u.dim("What the intent allows, and what it does not (what to expect is behind the #):"))
+	for _, t := range tries(in, s.dir, s.state, outbound(gates)) {
+		u.printf("\n  %s\n  %s\n", u.dim("# "+t.About), t.Command)
 	}
 	u.printf("\n%s\n", u.dim("merlon protects calls that go through the gates; a program on this host can still reach an app's own port directly."))
-	u.printf("%s\n", u.dim("Log: "+filepath.Join(s.state, "merlon.log")+" · stop with Ctrl-C"))
+	u.printf("%s\n", u.dim("Log: "+relative(s.logFile)+" · stop with Ctrl-C"))
 }
 
 // whatRuns is the banner for programs.
@@ -154,16 +198,21 @@ func (s *system) whatRuns(in *merlon.Intent, r *control.Result) any {
 		In    string `json:"in"`
 		Out   string `json:"out,omitzero"`
 	}
+	gates := s.running()
 	var all []place
 	for _, p := range places(in) {
-		g := s.gates[p]
+		g := gates[p]
+		if g == nil {
+			continue // another intent is in force already
+		}
 		row := place{Place: p.String(), In: g.in, Out: g.out}
 		if svc := in.Service(p.Service); svc != nil {
 			row.App = first(svc.Addresses)
 		}
 		all = append(all, row)
 	}
-	return map[string]any{"ok": true, "intent": r.Commit.Hash, "places": all, "state": s.state}
+	return map[string]any{"ok": true, "intent": r.Commit.Hash, "places": all, "state": s.state,
+		"tries": tries(in, s.dir, s.state, outbound(gates))}
 }
 
 func first(list []string) string {
@@ -176,8 +225,13 @@ func first(list []string) string {
 // applyFailed shows why an intent was not put in force.
 func (u *ui) applyFailed(dir string, err error) error {
 	if w, ok := errors.AsType[*control.WidensError](err); ok {
+		const text, hint = "the change widens access, and so nothing was changed", "look at what is newly allowed; if it is meant, repeat with --widen"
+		if u.json {
+			u.printJSON(map[string]any{"ok": false, "error": text, "hint": hint, "widens": true, "changes": w.Changes})
+			return &exit{code: exitWidens}
+		}
 		u.printChanges(w.Changes)
-		return &exit{exitWidens, fmt.Errorf("%w\nhint: look at what is newly allowed above; if it is meant, repeat with --widen", err)}
+		return &exit{exitWidens, hinted(errors.New(text), hint)}
 	}
 	if ds, ok := errors.AsType[merlon.Diagnostics](err); ok {
 		files, ferr := openDir(dir)

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"net"
+	"syscall"
 
 	"merlon"
 )
@@ -17,14 +18,17 @@ type Conn struct {
 	Endpoint merlon.Endpoint
 	// State is the user's own: it stays with the connection from call to call.
 	State any
+	// Raw is the TCP socket, below TLS; nil where there is no access to it.
+	Raw syscall.RawConn
 
-	ep    *endpoint
-	sock  net.Conn // below TLS
-	born  int64
-	since int64 // when it was last released
-	lent  bool  // guarded by ep.mu
-	trial trial // what this loan means to its endpoint
-	told  bool  // the outcome of this loan has been counted
+	ep     *endpoint
+	sock   net.Conn // below TLS
+	peeker *peeker  // of sock
+	born   int64
+	since  int64 // when it was last released
+	lent   bool  // guarded by ep.mu
+	trial  trial // what this loan means to its endpoint
+	told   bool  // the outcome of this loan has been counted
 }
 
 // Failure is what went wrong with an endpoint.

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"syscall"
 	"time"
 )
 
@@ -24,7 +25,11 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 	}
 	nc, sock, err := ep.connect(ctx, config)
 	if err == nil {
-		return &Conn{Conn: nc, Endpoint: ep.Endpoint, State: state, ep: ep, sock: sock, born: ep.c.now(), lent: true}, nil
+		var raw syscall.RawConn
+		if sc, ok := sock.(syscall.Conn); ok {
+			raw, _ = sc.SyscallConn()
+		}
+		return &Conn{Conn: nc, Raw: raw, Endpoint: ep.Endpoint, State: state, ep: ep, sock: sock, peeker: newPeeker(sock), born: ep.c.now(), lent: true}, nil
 	}
 	ep.mu.Lock()
 	ep.vacate()

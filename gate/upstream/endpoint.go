@@ -70,6 +70,12 @@ func (ep *endpoint) get(ctx context.Context, fresh bool, t trial) (*Conn, *Error
 	if w != nil {
 		conn, err = ep.wait(ctx, w)
 	}
+	if conn != nil && conn.peeker.readable() {
+		// The end, or bytes that nobody asked for: this call would take them for
+		// its answer, and the next call this one's. A new one in its place.
+		conn.closeNow()
+		conn = nil
+	}
 	if err == nil && conn == nil {
 		conn, err = ep.dial(ctx, &t)
 	}

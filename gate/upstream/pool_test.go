@@ -319,8 +319,8 @@ func TestStaleClearsOlder(t *testing.T) {
 		conn.Release(true)
 		clk.add(time.Millisecond)
 	}
+	conn := get(t, c, false) // it dies between the look and the request
 	s.hangUp()
-	conn := get(t, c, false)
 	if err := call(conn); err == nil {
 		t.Fatal("a call on a closed connection succeeded")
 	}
@@ -346,6 +346,44 @@ func TestStaleClearsOlder(t *testing.T) {
 	}
 	if f := c.set.Load().all[0].fails.Load(); f != 0 {
 		t.Errorf("stale connections count as %d failures", f)
+	}
+}
+
+// A connection that has ended, or on which bytes lie that nobody asked for, is
+// never handed out: they would be somebody's answer.
+func TestDisturbedIsNotHandedOut(t *testing.T) {
+	t.Parallel()
+	for name, disturb := range map[string]func(net.Conn){
+		"closed": func(peer net.Conn) { peer.Close() },
+		"reset":  func(peer net.Conn) { peer.(*net.TCPConn).SetLinger(0); peer.Close() },
+		"bytes":  func(peer net.Conn) { io.WriteString(peer, "HTTP/1.1 200 OK\r\n\r\n") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			c := open(t, Config{after: func(time.Duration) <-chan time.Time { return nil }}, merlon.Endpoint{Address: l.Addr().String()})
+			first := get(t, c, false)
+			peer, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer peer.Close()
+			first.Release(true)
+			disturb(peer)
+			until(t, "the disturbance arrives", func() bool { return first.peeker.readable() })
+			second := get(t, c, false)
+			defer second.Release(false)
+			if second.Reused || second.Conn == first.Conn {
+				t.Error("the disturbed connection was handed out")
+			}
+			if st := status(t, c, merlon.Endpoint{Address: l.Addr().String()}); st.Open != 1 {
+				t.Errorf("%+v", st)
+			}
+		})
 	}
 }
 

@@ -4,6 +4,10 @@ package upstream
 
 import "net"
 
-// readable cannot be told here without reading: dead connections are met by
-// the calls themselves.
-func readable(net.Conn) bool { return false }
+// peeker cannot tell here without reading: dead connections are met by the
+// calls themselves.
+type peeker struct{}
+
+func newPeeker(net.Conn) *peeker { return nil }
+
+func (*peeker) readable() bool { return false }

@@ -7,28 +7,35 @@ import (
 	"syscall"
 )
 
-// readable reports whether a read would return at once. It does not read, and
-// does not touch the readiness that the poller keeps for the connection.
-func readable(nc net.Conn) bool {
-	sc, ok := nc.(syscall.Conn)
-	if !ok {
+// peeker tells whether a read of a socket would return at once. It does not
+// read, and does not touch the readiness that the poller keeps for the
+// connection. It is made once per connection, so that a look costs no memory.
+type peeker struct {
+	raw   syscall.RawConn
+	look  func(fd uintptr)
+	ready bool
+}
+
+func newPeeker(nc net.Conn) *peeker {
+	p := new(peeker)
+	if sc, ok := nc.(syscall.Conn); ok {
+		p.raw, _ = sc.SyscallConn()
+	}
+	p.look = func(fd uintptr) {
+		err := syscall.EINTR
+		for err == syscall.EINTR {
+			err = peek(fd)
+		}
+		p.ready = err != syscall.EAGAIN
+	}
+	return p
+}
+
+// readable reports whether there is something to read: bytes, the end, or an
+// error. One caller at a time.
+func (p *peeker) readable() bool {
+	if p.raw == nil {
 		return false
 	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return true
-	}
-	ready := false
-	err = raw.Control(func(fd uintptr) {
-		var b [1]byte
-		for {
-			_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-			if err == syscall.EINTR {
-				continue
-			}
-			ready = err != syscall.EAGAIN
-			return
-		}
-	})
-	return ready || err != nil
+	return p.raw.Control(p.look) != nil || p.ready
 }

@@ -45,7 +45,7 @@ func (ep *endpoint) dropBroken(now int64) {
 			if more = i < len(ep.idle); !more {
 				break
 			}
-			if conn := ep.idle[i]; conn.since < now && readable(conn.sock) {
+			if conn := ep.idle[i]; conn.since < now && conn.peeker.readable() {
 				ep.idle = slices.Delete(ep.idle, i, i+1)
 				ep.vacate()
 				out = append(out, conn)

@@ -1,0 +1,220 @@
+//go:build amd64 || arm64 || riscv64 || loong64
+
+package gate
+
+import (
+	"io"
+	"net"
+	"syscall"
+	"unsafe"
+
+	"merlon/gate/upstream"
+)
+
+// What the live layer leans on. Each has a stress test; -portable turns the
+// layer off should a release of Go change one.
+//
+//   - RawConn.Read waits whenever its callback returns false, and forgets an
+//     edge of readiness only on entry: what comes while the callback runs, or
+//     before it, is met by the next call of it. So a callback that has read all
+//     there was can wait without the read that would give EAGAIN.
+//   - A read that gives less than was asked for has emptied a TCP socket
+//     (epoll(7)), but for the end of the stream, which it does not show: an end
+//     that came in the same edge as the last bytes is met by the sweeper
+//     (watch.look).
+//   - A deadline in the past ends the wait, also one that is set meanwhile.
+//   - While the callback runs the descriptor cannot be closed, so fd is the
+//     connection's.
+//   - RawSyscall does not tell the scheduler, so it may only be used for what
+//     returns at once: sockets that do not block, and a bounded amount.
+
+// maxRaw is the most that one raw call moves, in bytes.
+const maxRaw = 64 << 10
+
+// enliven makes the live layer serve c, as far as it can.
+func (c *conn) enliven() {
+	l := &c.live
+	if c.g.cfg.Portable {
+		return
+	}
+	if l.on = true; l.onClient == nil {
+		l.onClient, l.onUpstream = c.ready, c.upstreamReady
+	}
+	if tcp, plain := c.net.(*net.TCPConn); plain {
+		l.raw, _ = tcp.SyscallConn()
+	}
+}
+
+// stay serves requests as long as each is whole in the buffer. It reports
+// whether the connection goes on, with a request that is not.
+func (c *conn) stay() bool {
+	l := &c.live
+	if l.raw == nil {
+		return true
+	}
+	for {
+		l.closed = false
+		err := l.raw.Read(l.onClient)
+		l.inside = false
+		switch {
+		case err == nil:
+			return !l.closed
+		case !c.watch.interrupted():
+			return false
+		}
+		// By a drain, or because the sweeper saw that an edge was missed: the
+		// callback finds out.
+		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
+	}
+}
+
+// ready serves what can be read from the client. It runs inside RawConn.Read,
+// which waits for more whenever it returns false.
+func (c *conn) ready(fd uintptr) (leave bool) {
+	l := &c.live
+	l.inside, l.fd = true, fd
+	c.hold()
+	for drained := false; ; {
+		for c.in.r < c.in.w {
+			served, keep := c.serveBuffered()
+			if !served {
+				return true
+			}
+			if !keep {
+				l.closed = true
+				return true
+			}
+		}
+		if drained {
+			break
+		}
+		c.in.r, c.in.w = 0, 0
+		n, errno := rawRead(fd, c.in.buf)
+		if errno == syscall.EAGAIN {
+			break
+		}
+		if errno != 0 || n == 0 {
+			l.closed = true
+			return true
+		}
+		c.in.w, drained = n, n < len(c.in.buf)
+	}
+	c.rest(true)
+	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
+	// Asked after the wait is known: a drain either sees it or is seen.
+	l.closed = c.g.draining.Load()
+	return l.closed
+}
+
+// serveBuffered serves the request that the buffer begins with, if it is whole
+// there; if not, all is as before.
+func (c *conn) serveBuffered() (served, keep bool) {
+	c.req.Reset()
+	n, err := c.req.Parse(c.in.bytes(), c.at.limits())
+	if err != nil || n == 0 {
+		return false, false
+	}
+	c.in.r += n
+	if !c.bodyBuffered() {
+		c.in.r -= n
+		return false, false
+	}
+	return true, c.serve()
+}
+
+// writeNow writes to the client what its socket takes at once. What is wrong,
+// if anything, is for the portable write of the rest to say.
+func (c *conn) writeNow(b []byte) int {
+	n, _ := rawWrite(c.live.fd, b)
+	return n
+}
+
+// exchange sends the request and reads the beginning of the answer into c.up,
+// or nothing yet.
+func (c *conn) exchange(up *upstream.Conn) error {
+	l := &c.live
+	if _, plain := up.Conn.(*net.TCPConn); !plain || !l.on {
+		_, err := up.Write(c.out)
+		return err
+	}
+	l.wrote, l.rest, l.err = false, nil, nil
+	if err := up.Raw.Read(l.onUpstream); err != nil {
+		return err
+	}
+	if len(l.rest) > 0 && l.err == nil {
+		_, l.err = up.Write(l.rest)
+	}
+	return l.err
+}
+
+// upstreamReady runs inside RawConn.Read of the upstream's socket: the first
+// time at once, to write the request, and then when an answer has begun.
+func (c *conn) upstreamReady(fd uintptr) (leave bool) {
+	l := &c.live
+	if !l.wrote {
+		l.wrote = true
+		n, errno := rawWrite(fd, c.out)
+		l.rest = c.out[n:]
+		if errno != 0 && errno != syscall.EAGAIN {
+			l.err = errno
+			return true
+		}
+		return len(l.rest) > 0
+	}
+	n, errno := rawRead(fd, c.up.buf)
+	switch {
+	case errno == syscall.EAGAIN:
+		return false
+	case errno != 0:
+		l.err = errno
+	case n == 0:
+		l.err = io.EOF
+	}
+	c.up.w = n
+	return true
+}
+
+// look reports whether something can be read from the client although nobody
+// has been told.
+func (c *conn) look() (more bool) {
+	if c.live.raw == nil {
+		return false
+	}
+	c.live.raw.Control(func(fd uintptr) {
+		var b [1]byte
+		_, errno := rawReceive(fd, b[:], syscall.MSG_PEEK)
+		more = errno != syscall.EAGAIN
+	})
+	return more
+}
+
+func rawRead(fd uintptr, b []byte) (int, syscall.Errno) { return rawReceive(fd, b, 0) }
+
+func rawReceive(fd uintptr, b []byte, flags uintptr) (int, syscall.Errno) {
+	for {
+		n, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))),
+			uintptr(min(len(b), maxRaw)), flags|syscall.MSG_DONTWAIT, 0, 0)
+		switch errno {
+		case 0:
+			return int(n), 0
+		case syscall.EINTR:
+			continue
+		}
+		return 0, errno
+	}
+}
+
+// rawWrite writes without SIGPIPE: that the peer is gone is no news.
+func rawWrite(fd uintptr, b []byte) (int, syscall.Errno) {
+	for {
+		n, _, errno := syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))),
+			uintptr(min(len(b), maxRaw)), syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL, 0, 0)
+		switch errno {
+		case 0:
+			return int(n), 0
+		case syscall.EINTR:
+			continue
+		}
+		return 0, errno
+	}
+}
