@@ -136,7 +136,7 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 		f.edgeTLS = &tls.Config{
 			Certificates: []tls.Certificate{*cert},
 			MinVersion:   tls.VersionTLS13,
-			NextProtos:   []string{"http/1.1"},
+			NextProtos:   protocols(),
 		}
 		if gw.MinTLS == "1.2" {
 			f.edgeTLS.MinVersion = tls.VersionTLS12
@@ -198,6 +198,17 @@ func (g *Gate) upstreamTLS(e merlon.Endpoint) (*tls.Config, any) {
 	}
 	return nil, nil
 }
+
+// inboundTLS is how a gate proves itself to others.
+func (g *Gate) inboundTLS() *tls.Config {
+	c := spiffe.ServerConfig(g.cfg.Source, g.cfg.TrustDomain)
+	c.NextProtos = protocols()
+	return c
+}
+
+// protocols are the versions of HTTP that a gate speaks over TLS (RFC 7301).
+// Whoever offers none gets HTTP/1.1.
+func protocols() []string { return []string{"h2", "http/1.1"} }
 
 // close ends what f holds and next does not take over.
 func (f *force) close(next *force) {

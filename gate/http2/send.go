@@ -19,6 +19,10 @@ func (c *Conn) Output() []byte { return c.out[c.sent:] }
 // Sent says that the first n bytes of Output have been written.
 func (c *Conn) Sent(n int) {
 	if c.sent += n; c.sent < len(c.out) {
+		if c.sent >= c.cfg.Output { // or one that never empties would grow
+			c.out = c.out[:copy(c.out, c.out[c.sent:])]
+			c.sent = 0
+		}
 		return
 	}
 	c.out, c.sent, c.control = c.out[:0], 0, 0
@@ -147,6 +151,12 @@ func (c *Conn) WriteData(id uint32, data []byte, end bool) (n int, err error) {
 		}
 	}
 	return n, nil
+}
+
+// Takes reports whether the answer of a stream has no end yet, and may have.
+func (c *Conn) Takes(id uint32) bool {
+	s := c.find(id)
+	return s != nil && s.reset == notReset && !s.ended && c.err == nil
 }
 
 // Consumed gives back n bytes of a stream's Data events: they have been passed
