@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -50,6 +51,7 @@ func (c *Control) Serve() (*API, error) {
 		return nil, err
 	}
 	a := &API{path: path, done: make(chan struct{})}
+	closing := make(chan struct{})
 	a.server = &http.Server{
 		Handler: c.Handler(),
 
@@ -58,8 +60,11 @@ func (c *Control) Serve() (*API, error) {
 		ReadTimeout:                  time.Minute,
 		WriteTimeout:                 longestChange,
 		MaxHeaderBytes:               8 << 10,
-		ConnContext:                  withPeer,
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			return context.WithValue(withPeer(ctx, conn), closingKey{}, closing)
+		},
 	}
+	a.server.RegisterOnShutdown(sync.OnceFunc(func() { close(closing) }))
 	go func() {
 		defer close(a.done)
 		a.server.Serve(l) // always ends with http.ErrServerClosed
@@ -158,6 +163,7 @@ func (c *Control) Handler() http.Handler {
 		"/v1/apply":    {http.MethodPost, c.serveApply},
 		"/v1/rollback": {http.MethodPost, c.serveRollback},
 		"/v1/why":      {http.MethodPost, c.serveWhy},
+		"/v1/exec":     {http.MethodPost, c.serveExec},
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// RequestURI is what was sent: no cleaning, decoding or query between
@@ -174,6 +180,10 @@ func (c *Control) Handler() http.Handler {
 			err = &statusError{http.StatusMethodNotAllowed, fmt.Errorf("%s takes %s", r.RequestURI, chosen.method)}
 		default:
 			answer, err = chosen.handle(r)
+		}
+		if f, ok := answer.(stream); ok && err == nil {
+			f(w)
+			return
 		}
 		status := http.StatusOK
 		if err != nil {

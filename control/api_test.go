@@ -118,7 +118,7 @@ func TestClass07AdminAPIOriginAndExactPath(t *testing.T) {
 			r := httptest.NewRequest("GET", "/v1/status", nil)
 			r.Host = apiHost
 			w := httptest.NewRecorder()
-			c.Handler().ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, peer{uid})))
+			c.Handler().ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, peer{uid: uid})))
 			if w.Code != want {
 				t.Errorf("user %d: status %d, want %d", uid, w.Code, want)
 			}

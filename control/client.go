@@ -77,6 +77,20 @@ func (c *Client) Why(ctx context.Context, id string) (*Why, error) {
 const maxAnswer = 256 << 20
 
 func call[T any](ctx context.Context, c *Client, method, path string, in any) (*T, error) {
+	res, err := c.send(ctx, method, path, in)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	out := new(T)
+	if err := json.NewDecoder(io.LimitReader(res.Body, maxAnswer)).Decode(out); err != nil {
+		return nil, fmt.Errorf("the control plane's answer cannot be read: %w", err)
+	}
+	return out, nil
+}
+
+// send returns a good answer, or the error that another one says.
+func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	var body bytes.Buffer
 	if in != nil {
 		if err := json.NewEncoder(&body).Encode(in); err != nil {
@@ -97,17 +111,12 @@ func call[T any](ctx context.Context, c *Client, method, path string, in any) (*
 	case err != nil:
 		return nil, fmt.Errorf("call the control plane: %w", err)
 	}
-	defer res.Body.Close()
-	answer := json.NewDecoder(io.LimitReader(res.Body, maxAnswer))
 	if res.StatusCode == http.StatusOK {
-		out := new(T)
-		if err := answer.Decode(out); err != nil {
-			return nil, fmt.Errorf("the control plane's answer cannot be read: %w", err)
-		}
-		return out, nil
+		return res, nil
 	}
+	defer res.Body.Close()
 	var f failure
-	if err := answer.Decode(&f); err != nil {
+	if err := json.NewDecoder(io.LimitReader(res.Body, maxAnswer)).Decode(&f); err != nil {
 		return nil, fmt.Errorf("the control plane answered %s", res.Status)
 	}
 	switch {

@@ -47,6 +47,9 @@ type Options struct {
 	// Refused is told of a prepared intent that is not put in force after all,
 	// so that what Prepare brought up can be taken down. It may be nil.
 	Refused func(*merlon.Intent)
+	// Exec lets a process and what it starts call as a service until release,
+	// through the proxy at address. It may be nil.
+	Exec func(ctx context.Context, service string, pid, uid int) (address string, release func(), err error)
 }
 
 // Control is a control plane. It is safe for concurrent use.

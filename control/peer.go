@@ -9,7 +9,7 @@ import (
 )
 
 // peer is the process at the other end of the socket, as the kernel knows it.
-type peer struct{ uid int }
+type peer struct{ uid, pid int }
 
 type peerKey struct{}
 
@@ -23,8 +23,8 @@ func (p peer) name() string {
 
 // withPeer is the context of a connection, with its peer when it is known.
 func withPeer(ctx context.Context, c net.Conn) context.Context {
-	if uid, ok := peerUID(c); ok {
-		return context.WithValue(ctx, peerKey{}, peer{uid})
+	if p, ok := peerOf(c); ok {
+		return context.WithValue(ctx, peerKey{}, p)
 	}
 	return ctx
 }

@@ -6,19 +6,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// peerUID asks the kernel who opened the connection (unix(7), SO_PEERCRED).
-func peerUID(c net.Conn) (int, bool) {
+// peerOf asks the kernel who opened the connection (unix(7), SO_PEERCRED).
+func peerOf(c net.Conn) (peer, bool) {
 	uc, ok := c.(*net.UnixConn)
 	if !ok {
-		return 0, false
+		return peer{}, false
 	}
 	raw, err := uc.SyscallConn()
 	if err != nil {
-		return 0, false
+		return peer{}, false
 	}
 	var cred *unix.Ucred
 	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil || err != nil {
-		return 0, false
+		return peer{}, false
 	}
-	return int(cred.Uid), true
+	return peer{int(cred.Uid), int(cred.Pid)}, true
 }

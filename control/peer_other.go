@@ -4,5 +4,5 @@ package control
 
 import "net"
 
-// peerUID is not known here; the mode of the socket keeps others out.
-func peerUID(net.Conn) (int, bool) { return 0, false }
+// peerOf is not known here; the mode of the socket keeps others out.
+func peerOf(net.Conn) (peer, bool) { return peer{}, false }

@@ -28,6 +28,9 @@ type Hello struct {
 type Ack struct {
 	Hash string // of the orders answered
 	Err  string // why the gate refuses them and keeps the old ones; "" when they are enforced
+	// Local is which processes of its host the gate then takes for its own
+	// service, for people to read; "" at the edge.
+	Local string
 }
 
 // maxPending bounds how many orders of one gate wait for an answer. Orders
@@ -50,6 +53,7 @@ type Session struct {
 	newest   *merlon.Orders   // nil before the first
 	acked    *merlon.Orders   // what the gate enforces, as far as it said so
 	ackedAt  time.Time
+	local    string                   // of the Ack
 	refused  string                   // why newest was refused; "" when it was not
 	enforced map[sentence]time.Time   // what acked says, since when without a break
 	waiting  bool                     // newest is neither acknowledged nor refused yet
@@ -118,7 +122,7 @@ func (s *Session) Ack(a Ack) {
 		if s.acked == nil || s.acked.Content != o.Content {
 			s.enforced = enforcedBy(o, s.enforced, now)
 		}
-		s.acked, s.ackedAt = o, now
+		s.acked, s.ackedAt, s.local = o, now, a.Local
 	case o == s.newest:
 		s.refused = a.Err
 	}

@@ -32,8 +32,8 @@ type conn struct {
 	in    reader            // from the client
 	up    reader            // from the upstream, while a call lasts
 	out   []byte            // to either
-	input *[bufferSize]byte // the memory of in; nil while idle
-	work  *work             // the memory of up and out; nil while idle
+	input *[bufferSize]byte // the memory of in, if that must outlast a call
+	work  *work             // all other of these buffers; nil while idle
 	live  live
 
 	req    http1.Request
@@ -120,6 +120,9 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 		return
 	}
 	c.enliven()
+	if c.live.raw == nil {
+		c.keepInput()
+	}
 	for c.stay() && c.next() {
 	}
 	if c.lingers {
@@ -164,7 +167,11 @@ func (c *conn) release() {
 	c.res.Reset()
 	c.reserved, c.unread, c.lingers, c.served = false, nil, false, false
 	c.live.on, c.live.raw, c.live.inside, c.live.rest, c.live.err = false, nil, false, nil, nil
-	c.rest(true)
+	c.rest()
+	if c.input != nil {
+		inputs.Put(c.input)
+		c.input, c.in.buf = nil, nil
+	}
 	c.dropSent()
 	c.watch.reset()
 	c.bodyWatch.reset()
@@ -189,15 +196,32 @@ func (c *conn) prove() error {
 			}
 			c.net, c.in.conn = tc, tc
 		}
-	case Outbound:
-		own := c.g.cfg.Place.Service
-		c.peer.caller = merlon.Caller{
-			Kind:    merlon.Workload,
-			Name:    own,
-			Subject: "spiffe://" + c.g.cfg.TrustDomain + "/" + own,
+	}
+	return nil // who is at the other end of Outbound depends on the orders
+}
+
+// AskOwn asks Config.Own again about every connection of the local side, before
+// its next call.
+func (g *Gate) AskOwn() { g.proofs.Add(1) }
+
+// proveOwn finds out whether the gate's own service is at the other end: any
+// other process of the host would borrow its identity. It is asked once for
+// each version of the orders, so that a narrower one reaches open connections.
+func (c *conn) proveOwn() {
+	p, cfg := &c.peer, &c.g.cfg
+	proof := c.g.proofs.Load() // first: what changes meanwhile is asked for again
+	if p.under == c.x.f && p.proof == proof {
+		return
+	}
+	p.caller, p.stranger, p.under, p.proof = merlon.Caller{}, "", c.x.f, proof
+	if cfg.Own != nil {
+		if err := cfg.Own(c.net); err != nil {
+			p.stranger = err.Error()
+			return
 		}
 	}
-	return nil
+	own := cfg.Place.Service
+	p.caller = merlon.Caller{Kind: merlon.Workload, Name: own, Subject: "spiffe://" + cfg.TrustDomain + "/" + own}
 }
 
 func (c *conn) proveWorkload(tc *tls.Conn) error {
@@ -230,13 +254,12 @@ func (c *conn) next() bool {
 	limits := c.at.limits()
 	c.req.Reset()
 	if c.in.r == c.in.w {
-		c.rest(false)
+		c.rest()
 		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 		// Asked after the wait is known: a drain either sees it or is seen.
 		if c.g.draining.Load() {
 			return false
 		}
-		c.holdInput()
 		if c.in.fill() != nil {
 			return false
 		}
@@ -274,7 +297,12 @@ func (c *conn) serve() (keep bool) {
 	x := &c.x
 	x.begin()
 	c.served = true
-	keep = !c.req.Close && !c.g.draining.Load() && (c.at != Inbound || x.start.Before(c.peer.renew))
+	keep = !c.req.Close && (c.at != Inbound || x.start.Before(c.peer.renew))
+	if c.at == Outbound && x.f != nil {
+		c.proveOwn()
+		// The next connection is asked anew.
+		keep = keep && c.peer.caller.Kind == merlon.Workload
+	}
 	switch {
 	case x.f == nil:
 		x.verdict = deny(ReasonNoOrders)

@@ -80,6 +80,7 @@ type setup struct {
 	bounds    gate.Bounds
 	lifetime  time.Duration  // of SVIDs
 	records   record.Options // of every gate
+	own       func(net.Conn) error
 }
 
 func (s setup) start(t testing.TB, text string) *estate {
@@ -170,6 +171,7 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place) *gate.Gate {
 		Records:     records,
 		Log:         log,
 		Bounds:      e.setup.bounds,
+		Own:         e.setup.own,
 		Portable:    portable,
 		EdgeCertificate: func(hosts []string) (*tls.Certificate, error) {
 			cert, pem, err := e.auth.EdgeCertificate(hosts)
@@ -299,6 +301,7 @@ type answer struct {
 	reason string
 	body   string
 	header http.Header
+	closes bool // the gate says that the connection ends
 }
 
 func do(t testing.TB, c *http.Client, method, url string, change ...func(*http.Request)) answer {
@@ -319,7 +322,7 @@ func do(t testing.TB, c *http.Client, method, url string, change ...func(*http.R
 	if err != nil {
 		t.Fatalf("%s %s: body: %v", method, url, err)
 	}
-	return answer{res.StatusCode, res.Header.Get("Merlon-Reason"), string(body), res.Header}
+	return answer{res.StatusCode, res.Header.Get("Merlon-Reason"), string(body), res.Header, res.Close}
 }
 
 // raw sends bytes to a gate and returns the status and reason of the first

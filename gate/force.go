@@ -48,6 +48,9 @@ func (g *Gate) Swap(o *merlon.Orders) error {
 	if o.Intent.TrustDomain != g.cfg.TrustDomain {
 		return fmt.Errorf("orders are for trust domain %q; this gate is of %q", o.Intent.TrustDomain, g.cfg.TrustDomain)
 	}
+	if own := o.Intent.Service(o.Place.Service); own != nil && own.Workload != nil && g.cfg.Own == nil {
+		return fmt.Errorf("%v: this gate cannot tell the workload of %s from other processes", own.Workload.Pos, own.Name)
+	}
 	old := g.force.Load()
 	f, err := g.prepare(o, old)
 	if err != nil {

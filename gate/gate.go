@@ -40,6 +40,13 @@ type Config struct {
 	Records     *record.Writer
 	Log         *slog.Logger
 
+	// Own returns nil if the process at the other end of a connection to the
+	// local side is of the gate's own service, and else who is there, for the
+	// record. It is asked once per connection, before its first call, and again
+	// after new orders and AskOwn. Without it every process that reaches the local
+	// side calls as the service, and orders that name a workload are refused.
+	Own func(net.Conn) error
+
 	// EdgeCertificate proves the gateway's hosts when the intent leaves the
 	// certificate to Merlon. Only the edge asks for it.
 	EdgeCertificate func(hosts []string) (*tls.Certificate, error)
@@ -94,6 +101,7 @@ type Gate struct {
 	open     registry
 	swapping sync.Mutex
 	draining atomic.Bool
+	proofs   atomic.Uint64 // how often local callers had to prove themselves anew
 	stats    Stats
 	// placeName is the place as records have it.
 	placeName string

@@ -81,7 +81,7 @@ func TestBodies(t *testing.T) {
 			}
 			text, _ := io.ReadAll(res.Body)
 			res.Body.Close()
-			a := answer{res.StatusCode, res.Header.Get("Merlon-Reason"), string(text), res.Header}
+			a := answer{res.StatusCode, res.Header.Get("Merlon-Reason"), string(text), res.Header, res.Close}
 			if a.status != 200 || a.seen(t).Body != size {
 				t.Errorf("%d bytes, chunked %v: %d %s %q", size, chunked, a.status, a.reason, a.body)
 			}

@@ -118,7 +118,7 @@ func do2(t testing.TB, c *http.Client, req *http.Request) answer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return answer{res.StatusCode, res.Header.Get("Merlon-Reason"), string(text), res.Header}
+	return answer{res.StatusCode, res.Header.Get("Merlon-Reason"), string(text), res.Header, res.Close}
 }
 
 // TestHTTP2Bodies sends bodies of all sizes and framings through two gates.

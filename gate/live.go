@@ -44,17 +44,18 @@ func (c *conn) write(b []byte) error {
 }
 
 // An idle connection holds no buffers: at 16 KiB each they would be nearly all
-// the memory that it costs. They come from pools, and the one used last comes
-// first: it is still in the processor's cache.
+// the memory that it costs. They come from a pool, and the ones used last come
+// first: they are still in the processor's cache. Only the portable layer, which
+// reads into what it has while it waits, keeps one.
 var (
-	inputs = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 	works  = sync.Pool{New: func() any { return &work{out: make([]byte, 0, bufferSize+2048)} }}
+	inputs = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 )
 
-// work is the memory of a call, but for what is read from the client.
+// work is the memory of a call.
 type work struct {
-	up  [bufferSize]byte
-	out []byte
+	in, up [bufferSize]byte
+	out    []byte
 }
 
 // maxSpare is the largest output buffer that is kept for other calls.
@@ -62,34 +63,36 @@ const maxSpare = 64 << 10
 
 // hold takes the buffers that a call needs.
 func (c *conn) hold() {
-	c.holdInput()
-	if c.work == nil {
-		c.work = works.Get().(*work)
-		c.up.buf, c.up.r, c.up.w = c.work.up[:], 0, 0
-		c.out = c.work.out[:0]
+	if c.work != nil {
+		return
+	}
+	c.work = works.Get().(*work)
+	c.up.buf, c.up.r, c.up.w = c.work.up[:], 0, 0
+	c.out = c.work.out[:0]
+	if c.in.buf == nil {
+		c.in.buf, c.in.r, c.in.w = c.work.in[:], 0, 0
 	}
 }
 
-// holdInput takes the buffer for what is read from the client.
-func (c *conn) holdInput() {
+// keepInput takes a buffer for what is read from the client, for as long as the
+// connection lasts.
+func (c *conn) keepInput() {
+	c.input = inputs.Get().(*[bufferSize]byte)
+	c.in.buf, c.in.r, c.in.w = c.input[:], 0, 0
+}
+
+// rest gives back what hold took. Views of it are worthless from here on.
+func (c *conn) rest() {
+	w := c.work
+	if w == nil {
+		return
+	}
+	if cap(c.out) <= maxSpare {
+		w.out = c.out[:0]
+	}
+	c.work, c.out, c.up.buf, c.up.r, c.up.w = nil, nil, nil, 0, 0
 	if c.input == nil {
-		c.input = inputs.Get().(*[bufferSize]byte)
-		c.in.buf, c.in.r, c.in.w = c.input[:], 0, 0
+		c.in.buf, c.in.r, c.in.w = nil, 0, 0
 	}
-}
-
-// rest gives back the buffers of the last call, and with all the one for what
-// is read from the client. Views of them are worthless from here on.
-func (c *conn) rest(all bool) {
-	if w := c.work; w != nil {
-		if cap(c.out) <= maxSpare {
-			w.out = c.out[:0]
-		}
-		c.work, c.out, c.up.buf, c.up.r, c.up.w = nil, nil, nil, 0, 0
-		works.Put(w)
-	}
-	if all && c.input != nil {
-		inputs.Put(c.input)
-		c.input, c.in.buf, c.in.r, c.in.w = nil, nil, 0, 0
-	}
+	works.Put(w)
 }

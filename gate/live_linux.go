@@ -99,7 +99,7 @@ func (c *conn) ready(fd uintptr) (leave bool) {
 		}
 		c.in.w, drained = n, n < len(c.in.buf)
 	}
-	c.rest(true)
+	c.rest()
 	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 	// Asked after the wait is known: a drain either sees it or is seen.
 	l.closed = c.g.draining.Load()

@@ -23,7 +23,7 @@ services:
   web:
     operations: {page: 'GET /pages/{nonce}/{mode}/{size}', look: 'HEAD /pages/{nonce}/{mode}/{size}', send: 'POST /pages/{nonce}/{mode}/{size}'}
     callers: {anyone: all}
-    timeout: 300ms
+    timeout: 1s
     maxBody: 16MiB
 `
 
@@ -111,7 +111,7 @@ func TestClass09NoAnswerOfAnother(t *testing.T) {
 				}
 				mode := modes[rnd.IntN(len(modes))]
 				if mode == "silent" {
-					if silent++; silent > 2 {
+					if silent++; silent > 1 {
 						mode = "length"
 					}
 				}
@@ -297,7 +297,7 @@ func TestClass15RequestSmugglingFromUpstreams(t *testing.T) {
 					}
 				}
 			})
-			e := setup{addresses: map[string]string{"web": address}}.start(t, strings.Replace(pages, "timeout: 300ms", "retries: {budget: 0%}", 1))
+			e := setup{addresses: map[string]string{"web": address}}.start(t, strings.Replace(pages, "timeout: 1s", "retries: {budget: 0%}", 1))
 			w := e.wire()
 			request := " /pages/a/b/c HTTP/1.1\r\nHost: shop.example\r\n\r\n"
 			a := w.ask(c.method + request)

@@ -112,9 +112,11 @@ func (m *mux) read() error {
 			return err
 		}
 	}
+	if c.rest(); c.in.buf == nil {
+		c.keepInput()
+	}
 	for settled := false; ; settled = true {
 		m.await(settled)
-		c.holdInput()
 		n, err := m.net.Read(c.in.buf)
 		switch {
 		case n > 0:

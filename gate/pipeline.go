@@ -35,6 +35,7 @@ const (
 	ReasonUpstreamBad    merlon.Reason = "upstream_invalid"   // the upstream's answer is not strict HTTP
 	ReasonTimeout        merlon.Reason = "upstream_timeout"   // the answer did not begin in time
 	ReasonRevoked        merlon.Reason = "revoked"            // allowed when it began, not any more
+	ReasonNotOwn         merlon.Reason = "not_own_workload"   // the caller on the local side is not the gate's own service
 	ReasonPeerExpired    merlon.Reason = "peer_expired"       // the caller's certificate ended during the connection
 	ReasonDefect         merlon.Reason = "gate_defect"        // the gate met a defect of its own
 )
@@ -70,14 +71,20 @@ type exchange struct {
 
 const maxTarget = 8 << 10
 
-// peer is who is at the other end of a connection, proved once per connection.
+// peer is who is at the other end of a connection, proved once per connection;
+// for Outbound once per connection and version of the orders.
 type peer struct {
 	caller merlon.Caller // for Outbound the gate's own service; for Inbound the workload by its certificate
 	addr   netip.Addr
 	client string           // addr as text
 	key    crypto.PublicKey // Inbound: public key of the peer's certificate
 	until  time.Time        // Inbound: when its certificate ends
-	renew  time.Time        // Inbound: when the connection should make way for one with a newer certificate
+	// Outbound: the orders under which caller was proved, and who is there if it
+	// is not the own service; caller is nobody then.
+	under    *force
+	proof    uint64
+	stranger string
+	renew    time.Time // Inbound: when the connection should make way for one with a newer certificate
 }
 
 // steps is the life of a call, in order. A step passes or denies; only the
@@ -189,9 +196,13 @@ func (x *exchange) identify() merlon.Verdict {
 		if x.peer.caller.Name == merlon.GatewayName {
 			return x.identifyBehindGateway()
 		}
-		fallthrough
-	case Outbound:
 		x.call.Caller = x.peer.caller
+		return pass
+	case Outbound:
+		if x.call.Caller = x.peer.caller; x.call.Caller.Kind != merlon.Workload {
+			x.detail = x.peer.stranger
+			return deny(ReasonNotOwn)
+		}
 		return pass
 	}
 	return deny(merlon.ReasonUnidentified)
@@ -341,12 +352,18 @@ func (x *exchange) answerStatus() int {
 	if x.status != 0 {
 		return x.status
 	}
-	switch x.verdict.Reason {
+	return Status(x.verdict.Reason, x.call.Caller.Kind == merlon.Anyone && x.f != nil && x.f.tokens != nil)
+}
+
+// Status is the HTTP status of a denial. stranger says that the caller showed
+// no token to a gateway that knows logins.
+func Status(r merlon.Reason, stranger bool) int {
+	switch r {
 	case merlon.ReasonInvalidToken:
 		return 401
 	case merlon.ReasonNoRule:
 		// A stranger who might be let in with a login is told so.
-		if x.call.Caller.Kind == merlon.Anyone && x.f != nil && x.f.tokens != nil {
+		if stranger {
 			return 401
 		}
 		return 403
@@ -354,7 +371,7 @@ func (x *exchange) answerStatus() int {
 		return 404
 	case merlon.ReasonRateLimited:
 		return 429
-	case merlon.ReasonCondition, merlon.ReasonGuardrail, merlon.ReasonUnidentified, ReasonRevoked:
+	case merlon.ReasonCondition, merlon.ReasonGuardrail, merlon.ReasonUnidentified, ReasonRevoked, ReasonNotOwn:
 		return 403
 	case ReasonBodyTooLarge:
 		return 413

@@ -2,6 +2,7 @@ package gate_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"merlon"
+	"merlon/intent"
 )
 
 // swapped are two intents that differ in who may call what, in limits, retries
@@ -39,6 +41,23 @@ func swappedIntents() [2]string {
 	}
 }
 
+// swapCall is one of the calls of TestSwapsUnderLoad, and its status; 0 when
+// only one of the intents allows it.
+func swapCall(i int) (request string, want int) {
+	switch i % 6 {
+	case 2:
+		const size = 40 << 10
+		return fmt.Sprintf("POST /send HTTP/1.1\r\nHost: shop.example\r\nContent-Length: %d\r\n\r\n%s", size, strings.Repeat("x", size)), 200
+	case 3:
+		return get("/one"), 0
+	case 4:
+		return get("/two"), 0
+	case 5:
+		return get("/never"), 404
+	}
+	return get("/"), 200
+}
+
 // TestSwapsUnderLoad: a hundred swaps under load on open connections fail no
 // call that both intents allow, and allow none that both deny.
 func TestSwapsUnderLoad(t *testing.T) {
@@ -57,8 +76,7 @@ func TestSwapsUnderLoad(t *testing.T) {
 	}
 	done := make(chan struct{})
 	var wg sync.WaitGroup
-	var calls, passed, refused atomic.Int64
-	big := strings.Repeat("x", 40<<10)
+	var calls, passed, refused, closed atomic.Int64
 	for n := range 4 {
 		wg.Go(func() {
 			w := newWire(t, dial(t, e.edge))
@@ -69,22 +87,7 @@ func TestSwapsUnderLoad(t *testing.T) {
 					return
 				default:
 				}
-				var request string
-				want := 200
-				switch i % 6 {
-				case 0, 1:
-					request = get("/")
-				case 2:
-					request = "POST /send HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 40960\r\n\r\n" + big
-				case 3:
-					request = get("/one")
-					want = 0
-				case 4:
-					request = get("/two")
-					want = 0
-				case 5:
-					request, want = get("/never"), 404
-				}
+				request, want := swapCall(i)
 				io.WriteString(w, request)
 				a, err := w.receive("GET")
 				if err != nil {
@@ -92,6 +95,10 @@ func TestSwapsUnderLoad(t *testing.T) {
 					return
 				}
 				calls.Add(1)
+				if a.closes {
+					closed.Add(1)
+					w = newWire(t, dial(t, e.edge))
+				}
 				switch {
 				case want == 0 && a.status == 200:
 					passed.Add(1)
@@ -115,18 +122,13 @@ func TestSwapsUnderLoad(t *testing.T) {
 	}
 	close(done)
 	wg.Wait()
-	t.Logf("%d calls; of those that one intent allows %d passed, %d were refused", calls.Load(), passed.Load(), refused.Load())
+	t.Logf("%d calls; of those that one intent allows %d passed, %d were refused; %d ended their connection", calls.Load(), passed.Load(), refused.Load(), closed.Load())
 	if passed.Load() == 0 || refused.Load() == 0 {
 		t.Error("the swaps changed nothing")
 	}
 }
 
-// TestClass17DenyReachesLiveConnections: after Swap no call that the new orders
-// deny passes on a connection that was there before, at either gate, and what
-// is under way ends, whichever side is being waited for.
-func TestClass17DenyReachesLiveConnections(t *testing.T) {
-	t.Parallel()
-	const text = `
+const watched = `
 trustDomain: shop.example
 gateway:
   hosts: [shop.example]
@@ -140,9 +142,15 @@ services:
     operations: {list: GET /orders}
     callers: {web: all}
 `
-	revoked := strings.NewReplacer("anyone: all", "anyone: [home]", "    callers: {web: all}\n", "").Replace(text)
-	received := make(chan error, 1)
-	apps := map[string]http.Handler{
+
+// revoked is watched without what its tests call.
+func revoked(t testing.TB) *intent.Loaded {
+	return load(t, strings.NewReplacer("anyone: all", "anyone: [home]", "    callers: {web: all}\n", "").Replace(watched), nil)
+}
+
+// watchedApps answer /watch for ever, and tell how reading a body ended.
+func watchedApps(received chan<- error) map[string]http.Handler {
+	return map[string]http.Handler{
 		"web": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			switch r.URL.Path {
 			case "/watch":
@@ -156,10 +164,17 @@ services:
 		}),
 		"orders": echo("orders"),
 	}
+}
+
+// TestClass17DenyReachesLiveConnections: after Swap no call that the new orders
+// deny passes on a connection that was there before, at either gate, and what
+// is under way ends, whichever side is being waited for.
+func TestClass17DenyReachesLiveConnections(t *testing.T) {
+	t.Parallel()
 	for _, where := range []string{"both", "gateway", "inner"} {
 		t.Run(where, func(t *testing.T) {
 			t.Parallel()
-			e := start(t, text, apps)
+			e := start(t, watched, watchedApps(nil))
 			kept, watching := e.wire(), e.wire()
 			inside := newWire(t, dial(t, e.out["web"]))
 			if a := inside.ask("GET /orders HTTP/1.1\r\nHost: orders\r\n\r\n"); a.status != 200 {
@@ -176,7 +191,7 @@ services:
 			if _, err := io.ReadFull(res.Body, make([]byte, 5)); err != nil {
 				t.Fatal(err)
 			}
-			l := load(t, revoked, nil)
+			l := revoked(t)
 			began := time.Now()
 			for place, g := range e.gates {
 				if where == "both" || (where == "gateway") == (place == merlon.Edge) {
@@ -206,31 +221,35 @@ services:
 			}
 		})
 	}
-	t.Run("upload", func(t *testing.T) {
-		t.Parallel()
-		e := start(t, text, apps)
-		w := e.wire()
-		w.send("POST /send HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
-		g := e.gates[merlon.Edge]
-		if err := g.Swap(e.orders(load(t, revoked, nil), merlon.Edge)); err != nil {
-			t.Fatal(err)
-		}
-		// Not another byte comes from the client.
-		a, err := w.receive("POST")
-		if err != nil || a.status != 403 && a.status != 404 {
-			t.Errorf("the upload under way: %d %q %v", a.status, a.reason, err)
-		}
-		if a.reason == "revoked" { // else the new orders came before the call
-			select {
-			case err := <-received:
-				if err == nil {
-					t.Error("the application took the part for the whole")
-				}
-			case <-time.After(10 * time.Second):
-				t.Error("the application still waits for the rest")
+}
+
+// TestClass17DenyReachesUploads: the same for a body under way, of which not
+// another byte comes.
+func TestClass17DenyReachesUploads(t *testing.T) {
+	t.Parallel()
+	received := make(chan error, 1)
+	e := start(t, watched, watchedApps(received))
+	w := e.wire()
+	w.send("POST /send HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+	g := e.gates[merlon.Edge]
+	if err := g.Swap(e.orders(revoked(t), merlon.Edge)); err != nil {
+		t.Fatal(err)
+	}
+	// Not another byte comes from the client.
+	a, err := w.receive("POST")
+	if err != nil || a.status != 403 && a.status != 404 {
+		t.Errorf("the upload under way: %d %q %v", a.status, a.reason, err)
+	}
+	if a.reason == "revoked" { // else the new orders came before the call
+		select {
+		case err := <-received:
+			if err == nil {
+				t.Error("the application took the part for the whole")
 			}
+		case <-time.After(10 * time.Second):
+			t.Error("the application still waits for the rest")
 		}
-	})
+	}
 }
 
 // TestClass18RotationUnderLoad: certificates that live for seconds are renewed
@@ -339,7 +358,7 @@ func TestDrainLosesNothing(t *testing.T) {
 	}
 	inside <- struct{}{}
 	a, err := slow.receive("GET")
-	if err != nil || a.body != "whole" || a.header.Get("Connection") != "close" && !slow.ended() {
+	if err != nil || a.body != "whole" || !a.closes || !slow.ended() {
 		t.Errorf("the call under way: %d %q %v", a.status, a.body, err)
 	}
 	if err := <-drained; err != nil {

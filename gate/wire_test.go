@@ -41,7 +41,7 @@ func (w *wire) receive(method string) (answer, error) {
 	}
 	body, err := io.ReadAll(res.Body)
 	res.Body.Close()
-	return answer{res.StatusCode, res.Header.Get("Merlon-Reason"), string(body), res.Header}, err
+	return answer{res.StatusCode, res.Header.Get("Merlon-Reason"), string(body), res.Header, res.Close}, err
 }
 
 // ask sends a request and reads its answer.

@@ -195,9 +195,13 @@ func serviceKeys(operations, callers *shape) []key {
 			shape:   &shape{text: &text{what: "keep", enum: []string{"keep"}}},
 			example: inService("slashes: keep")},
 		{name: "workload",
-			doc: "How a running process is recognised as this service.",
+			doc: "How a running process is recognised as this service. Its gate takes calls from such processes of its host only, and " +
+				"refuses others with `not_own_workload`. A service with `run:` is also recognised by its program: what `merlon up` starts and " +
+				"what that starts in turn; with both, both must hold. With neither, every process on the gate's host can call as this service: " +
+				"`merlon status` says which. It needs Linux: elsewhere `run:` recognises nobody, and an intent with `workload` is refused.",
 			shape: &shape{object: []key{{name: "unix", required: true, doc: "By what the kernel says about the process.",
-				shape: &shape{object: []key{{name: "user", required: true, doc: "The user that it runs as. One user is one service.",
+				shape: &shape{object: []key{{name: "user", required: true, doc: "The user that it runs as, by name or number, who must exist on the gate's host. One user is one service. " +
+					"It is the user who made the socket, as the kernel says.",
 					shape:   &shape{text: &text{what: "a user name", pattern: `^[a-zA-Z0-9_][a-zA-Z0-9_.\-]{0,31}$`, number: true}},
 					example: inService("workload: {unix: {user: orders}}")}}},
 				example: inService("workload: {unix: {user: orders}}")}}},

@@ -117,6 +117,7 @@ type stand struct {
 	app    string
 	cmd    *exec.Cmd
 	url    string
+	out    string // address
 	client *http.Client
 	ended  chan error
 
@@ -219,16 +220,19 @@ func (s *stand) orders(callers string, change func([]byte) []byte) string {
 func (s *stand) start() {
 	s.t.Helper()
 	s.cmd = exec.Command(build(s.t), "-orders", filepath.Join(s.dir, "orders.json"), "-svid", s.dir,
-		"-records", filepath.Join(s.dir, "records"), "-in", "127.0.0.1:0")
+		"-records", filepath.Join(s.dir, "records"), "-in", "127.0.0.1:0", "-out", "127.0.0.1:0")
 	s.cmd.Stderr = s
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { s.cmd.Process.Kill(); <-s.ended })
 	go func() { s.ended <- s.cmd.Wait() }()
-	address := regexp.MustCompile(`address=(\S+)`)
-	s.until("it serves", func() bool { return address.MatchString(s.said()) })
-	s.url = "https://" + address.FindStringSubmatch(s.said())[1]
+	address := func(at string) string {
+		found := regexp.MustCompile("at=" + at + ` address=(\S+)`)
+		s.until("it serves", func() bool { return found.MatchString(s.said()) })
+		return found.FindStringSubmatch(s.said())[1]
+	}
+	s.url, s.out = "https://"+address("in"), address("out")
 }
 
 func (s *stand) until(what string, ok func() bool) {
@@ -412,7 +416,7 @@ func TestGatewayCannotMove(t *testing.T) {
 		return &merlon.Orders{Intent: merlon.Intent{Gateway: &merlon.Gateway{Listen: listen}}}
 	}
 	for orders, want := range map[*merlon.Orders]string{at(":444"): "start this gate again", {}: "stop this gate"} {
-		if err := follow(nil, at(":443"), orders); err == nil || !strings.Contains(err.Error(), want) {
+		if err := follow(nil, new(own), at(":443"), orders); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}

@@ -69,7 +69,9 @@ func run() error {
 		return err
 	}
 	defer records.Close()
+	w := new(own)
 	g, err := gate.New(gate.Config{
+		Own:         w.check,
 		Place:       orders.Place,
 		TrustDomain: orders.Intent.TrustDomain,
 		Source:      source,
@@ -80,14 +82,14 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	if err := g.Swap(orders); err != nil {
+	if err := w.swap(g, orders); err != nil {
 		return fmt.Errorf("%s: %w", o.orders, err)
 	}
-	return serve(g, orders, o, log)
+	return serve(g, w, orders, o, log)
 }
 
 // serve runs the gate until a signal, then lets calls in progress finish.
-func serve(g *gate.Gate, orders *merlon.Orders, o options, log *slog.Logger) error {
+func serve(g *gate.Gate, w *own, orders *merlon.Orders, o options, log *slog.Logger) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	listeners, err := listen(orders, o)
@@ -98,7 +100,7 @@ func serve(g *gate.Gate, orders *merlon.Orders, o options, log *slog.Logger) err
 		log.Info("serving", "place", orders.Place.String(), "at", at.String(), "address", l.Addr().String())
 		go g.Serve(l, at)
 	}
-	watch(ctx, g, orders, o.orders, log)
+	watch(ctx, g, w, orders, o.orders, log)
 	stop() // a second signal ends the gate at once
 	log.Info("stopping: calls in progress are finished")
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -133,7 +135,7 @@ func listen(orders *merlon.Orders, o options) (map[gate.Position]net.Listener, e
 
 // watch takes up orders whenever their file changes, until ctx ends. Orders
 // that cannot be enforced are refused and the old ones stay.
-func watch(ctx context.Context, g *gate.Gate, first *merlon.Orders, name string, log *slog.Logger) {
+func watch(ctx context.Context, g *gate.Gate, w *own, first *merlon.Orders, name string, log *slog.Logger) {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	seen, _ := os.Stat(name) // nil when it is just being replaced: then it is read again
@@ -150,7 +152,7 @@ func watch(ctx context.Context, g *gate.Gate, first *merlon.Orders, name string,
 		seen = info
 		orders, err := readOrders(name)
 		if err == nil {
-			err = follow(g, first, orders)
+			err = follow(g, w, first, orders)
 		}
 		if err != nil {
 			log.Error("orders refused; the old ones stay in force", "file", name, "error", err)
@@ -162,7 +164,7 @@ func watch(ctx context.Context, g *gate.Gate, first *merlon.Orders, name string,
 
 // follow puts new orders in force. A gate cannot move: it listens where its
 // first orders said, and refuses others rather than half obey them.
-func follow(g *gate.Gate, first, orders *merlon.Orders) error {
+func follow(g *gate.Gate, w *own, first, orders *merlon.Orders) error {
 	if was, is := first.Intent.Gateway, orders.Intent.Gateway; first.Place == merlon.Edge {
 		switch {
 		case is == nil:
@@ -171,7 +173,7 @@ func follow(g *gate.Gate, first, orders *merlon.Orders) error {
 			return fmt.Errorf("the gateway listens on %s and is to listen on %s: start this gate again", was.Listen, is.Listen)
 		}
 	}
-	return g.Swap(orders)
+	return w.swap(g, orders)
 }
 
 func readOrders(name string) (*merlon.Orders, error) {

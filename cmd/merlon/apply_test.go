@@ -87,9 +87,16 @@ func TestApply(t *testing.T) {
 	s.apply("--widen")
 	s.want("/call", 200, "d")
 
+	t.Log("two services change places, in two steps at once")
+	s.service("a", s.c, "anyone: [hello, call]", "PEER: d")
+	s.service("d", s.a, "a: [hello]")
+	s.apply()
+	s.want("/call", 200, "d")
+	eventually(t, "d left its old port", func() bool { return free(s.b) })
+
 	t.Log("the gateway moves")
 	old := s.gateway
-	s.head(s.c)
+	s.head(s.b)
 	s.apply()
 	s.want("/call", 200, "d")
 	eventually(t, "the old gateway has ended", func() bool { return free(old) })

@@ -11,6 +11,7 @@ import (
 
 	"merlon"
 	"merlon/control"
+	"merlon/gate"
 	"merlon/gate/canon"
 	"merlon/intent"
 	"merlon/internal/jws"
@@ -191,7 +192,7 @@ func decide(own *policy.Policy, place merlon.Place, test *merlon.Test, asked *me
 	switch {
 	case place == merlon.Edge && call.Caller.Kind == merlon.Workload:
 		r = policy.Route{Reason: merlon.ReasonUnidentified} // of an unknown name: nobody there can prove it
-	case place == merlon.Edge:
+	case place == merlon.Edge && test.Call.Callee == "":
 		r = own.RouteEdge(call.Host, call.Method, call.Path, nil)
 	case test.Call.Callee == "" && call.Caller.Kind == merlon.Workload:
 		r = policy.Route{Reason: merlon.ReasonNoService} // services call each other by name
@@ -229,23 +230,13 @@ func malformed(test *merlon.Test, v merlon.Verdict) policy.Explanation {
 	}
 }
 
-// statusOf is the HTTP status that goes with a denial, as gates answer it.
+// statusOf is the HTTP status with which a gate answers a denial, or 0 for a
+// service that does not speak HTTP.
 func statusOf(in *merlon.Intent, call *merlon.Call, r merlon.Reason) int {
 	if s := in.Service(call.Service); s != nil && s.Protocol != merlon.HTTP {
 		return 0
 	}
-	switch r {
-	case merlon.ReasonNoRule:
-		if call.Caller.Kind == merlon.Anyone && in.Gateway != nil && len(in.Gateway.Logins) > 0 {
-			return 401 // a login may help
-		}
-		return 403
-	case merlon.ReasonNoOperation, merlon.ReasonNoService:
-		return 404
-	case merlon.ReasonCondition, merlon.ReasonGuardrail, merlon.ReasonUnidentified:
-		return 403
-	}
-	return 400
+	return gate.Status(r, call.Caller.Kind == merlon.Anyone && in.Gateway != nil && len(in.Gateway.Logins) > 0)
 }
 
 // parseClaims reads the claims of a question. Values have the types that those

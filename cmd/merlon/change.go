@@ -30,6 +30,9 @@ func (s *system) prepare(ctx context.Context, in *merlon.Intent) (err error) {
 		return fmt.Errorf("the trust domain cannot change from %q to %q: every identity would change under the running services; use another state directory",
 			s.trustDomain, in.TrustDomain)
 	}
+	if err := checkWorkloads(in); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
@@ -100,7 +103,11 @@ func (s *system) committed(in *merlon.Intent) merlon.Diagnostics {
 		s.gates[place] = r
 	}
 	for _, p := range next.programs {
-		if old := s.started[p.service.Name]; old != nil {
+		switch old := s.started[p.service.Name]; {
+		case old == nil:
+		case len(next.later) > 0:
+			old.stop() // its place may be wanted
+		default:
 			s.leave(nil, old)
 		}
 		s.started[p.service.Name] = p

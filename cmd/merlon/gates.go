@@ -9,6 +9,7 @@ import (
 	"merlon"
 	"merlon/control"
 	"merlon/gate"
+	"merlon/internal/sockowner"
 )
 
 // running is one gate of the system.
@@ -18,6 +19,8 @@ type running struct {
 	session   *control.Session
 	in, out   string // addresses; for the edge, in is where clients come
 	listeners map[gate.Position]net.Listener
+	local     *local
+	intent    func() *merlon.Intent // in force
 	stop      context.CancelFunc
 	finished  chan struct{}
 }
@@ -41,7 +44,8 @@ func places(in *merlon.Intent) []merlon.Place {
 // has its address, but accepts nobody before the intent that names it is.
 func (s *system) startGate(in *merlon.Intent, place merlon.Place) (_ *running, err error) {
 	ctx, stop := context.WithCancel(context.Background())
-	r := &running{place: place, stop: stop, finished: make(chan struct{}), listeners: map[gate.Position]net.Listener{}}
+	r := &running{place: place, stop: stop, finished: make(chan struct{}), listeners: map[gate.Position]net.Listener{},
+		local: newLocal(), intent: s.control.Intent}
 	defer func() {
 		if err != nil {
 			stop()
@@ -60,12 +64,17 @@ func (s *system) startGate(in *merlon.Intent, place merlon.Place) (_ *running, e
 	if err != nil {
 		return nil, fmt.Errorf("%v: %w", place, err)
 	}
+	var own func(net.Conn) error
+	if sockowner.Supported() {
+		own = r.local.own
+	}
 	r.gate, err = gate.New(gate.Config{
 		Place:           place,
 		TrustDomain:     in.TrustDomain,
 		Source:          source,
 		Records:         s.records,
 		Log:             s.log,
+		Own:             own,
 		EdgeCertificate: s.edgeCertificate,
 	})
 	if err != nil {
@@ -147,12 +156,29 @@ func (r *running) serve() {
 func (r *running) obey() {
 	defer close(r.finished)
 	for o := range r.session.Orders() {
-		ack := control.Ack{Hash: o.Hash}
-		if err := r.gate.Swap(o); err != nil {
-			ack.Err = err.Error()
-		}
-		r.session.Ack(ack)
+		r.session.Ack(r.take(o))
 	}
+}
+
+// take puts orders in force.
+func (r *running) take(o *merlon.Orders) control.Ack {
+	ack := control.Ack{Hash: o.Hash}
+	var svc *merlon.Service
+	if in := r.intent(); in != nil {
+		svc = in.Service(r.place.Service)
+	}
+	// First who may call, then what: a gate is never open to more processes
+	// than the intent of its orders says.
+	rule, err := r.local.obey(svc)
+	if err == nil {
+		err = r.gate.Swap(o)
+	}
+	if err != nil {
+		ack.Err = err.Error()
+	} else if r.place != merlon.Edge {
+		ack.Local = rule.String()
+	}
+	return ack
 }
 
 // drain takes a gate out of service within d, or sooner when ctx ends.

@@ -74,7 +74,10 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func copyShop(dir string) error {
-	return os.CopyFS(dir, os.DirFS(filepath.Join("..", "..", "examples", "shop")))
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join("..", "..", "examples", "shop"))); err != nil {
+		return err
+	}
+	return os.RemoveAll(filepath.Join(dir, ".merlon")) // of someone who tried the example
 }
 
 // epoch is when the systems of these tests began.
@@ -101,15 +104,20 @@ func openControl(dir string, began time.Time) (*control.Control, *intent.Loaded,
 	for i, p := range places(loaded.Intent) {
 		h := control.Hello{Place: p, Version: merlon.OrdersVersion, Protocols: []merlon.Protocol{merlon.HTTP}}
 		if p != merlon.Edge {
-			h.Address = fmt.Sprintf("127.0.0.1:%d", 9000+i)
+			h.Address, h.Outbound = fmt.Sprintf("127.0.0.1:%d", 9000+i), fmt.Sprintf("127.0.0.1:%d", 9100+i)
 		}
 		session, err := c.Connect(context.Background(), h)
 		if err != nil {
 			return nil, nil, err
 		}
 		go func() {
+			ack := control.Ack{}
+			if svc := loaded.Intent.Service(p.Service); svc != nil {
+				ack.Local = localRule{run: svc.Run != nil}.String()
+			}
 			for o := range session.Orders() {
-				session.Ack(control.Ack{Hash: o.Hash})
+				ack.Hash = o.Hash
+				session.Ack(ack)
 			}
 		}()
 	}

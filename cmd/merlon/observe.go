@@ -93,6 +93,7 @@ func (u *ui) printStatus(s *control.Status) {
 		rows = append(rows, []string{g.Place, g.Address, state, g.Swapped.Local().Format(time.DateTime)})
 	}
 	u.table("", rows)
+	u.printLocal(s)
 	u.printf("\n")
 	rows = [][]string{{u.dim("rule"), u.dim("written at"), u.dim("enforced by"), u.dim("since")}}
 	for _, r := range s.Rules {
@@ -112,6 +113,28 @@ func (u *ui) printStatus(s *control.Status) {
 	}
 	u.table("", rows)
 	u.printf("\n%s\n", u.dim("Gates decide what goes through them. On this host a program can still reach an app's own port directly."))
+}
+
+// printLocal says which processes of the host may call as which service.
+func (u *ui) printLocal(s *control.Status) {
+	rows := [][]string{{u.dim("calls out"), u.dim("address"), u.dim("admitted")}}
+	for _, g := range s.Gates {
+		if g.Local != "" {
+			rows = append(rows, []string{g.Place, g.Outbound, u.local(g.Local)})
+		}
+	}
+	if len(rows) > 1 {
+		u.printf("\n")
+		u.table("", rows)
+	}
+}
+
+// local warns of a gate that lends its identity to everybody.
+func (u *ui) local(who string) string {
+	if who == (localRule{}).String() {
+		return u.yellow(who)
+	}
+	return who
 }
 
 func newHistory(u *ui) *cobra.Command {

@@ -24,6 +24,7 @@ type program struct {
 	service *merlon.Service // as the intent said that it was made for
 	bin     string          // where it was built
 	out     string          // its gate's address for its calls
+	local   *local          // its gate's, who admits its calls
 	process *supervise.Process
 
 	mu     sync.Mutex
@@ -66,6 +67,9 @@ func addresses(svc *merlon.Service) []string {
 // that do not run yet, or run by another sentence. One whose place is still
 // taken by a program of ours is built and waits. s.mu is held.
 func (s *system) preparePrograms(ctx context.Context, in *merlon.Intent) error {
+	if err := clash(in); err != nil {
+		return err
+	}
 	var now []*program
 	for i := range in.Services {
 		svc := &in.Services[i]
@@ -74,7 +78,7 @@ func (s *system) preparePrograms(ctx context.Context, in *merlon.Intent) error {
 			continue
 		}
 		p := s.newProgram(svc, have)
-		wait, err := s.mustWait(in, svc, have)
+		wait, err := s.mustWait(svc, have)
 		if err != nil {
 			return err
 		}
@@ -101,22 +105,37 @@ func (s *system) preparePrograms(ctx context.Context, in *merlon.Intent) error {
 	return errors.Join(errs...)
 }
 
+// clash finds two services that are to be run at one address: each would seem
+// to have started when the other listens.
+func clash(in *merlon.Intent) error {
+	at := map[string]*merlon.Service{}
+	for i := range in.Services {
+		svc := &in.Services[i]
+		if svc.Run == nil {
+			continue
+		}
+		for _, address := range addresses(svc) {
+			if other := at[address]; other != nil {
+				return fmt.Errorf("%v: service %s wants %s, where service %s is to run by %v", svc.Run.Pos, svc.Name, address, other.Name, other.Run.Pos)
+			}
+			at[address] = svc
+		}
+	}
+	return nil
+}
+
 // mustWait reports whether a service can only start when another program of
 // ours has stopped. An address that is taken otherwise is an error.
-func (s *system) mustWait(in *merlon.Intent, svc *merlon.Service, have *program) (bool, error) {
+func (s *system) mustWait(svc *merlon.Service, have *program) (bool, error) {
 	wait := have != nil && len(svc.Addresses) == 0 // never two workers at once
 	for _, address := range addresses(svc) {
-		holder := s.holder(address)
-		switch {
-		case holder == nil:
-			_, err := patiently(s.ctx, func() (net.Listener, error) { return nil, supervise.CheckFree(address) })
-			if err != nil {
-				return false, fmt.Errorf("%v: service %s wants %s: %w\nhint: stop what uses the port, or change the service's address", svc.Run.Pos, svc.Name, address, err)
-			}
-		case holder == have || !holder.does(in.Service(holder.service.Name)):
+		if s.holder(address) != nil { // by clash not for long
 			wait = true
-		default:
-			return false, fmt.Errorf("%v: service %s wants %s, where service %s runs", svc.Run.Pos, svc.Name, address, holder.service.Name)
+			continue
+		}
+		_, err := patiently(s.ctx, func() (net.Listener, error) { return nil, supervise.CheckFree(address) })
+		if err != nil {
+			return false, fmt.Errorf("%v: service %s wants %s: %w\nhint: stop what uses the port, or change the service's address", svc.Run.Pos, svc.Name, address, err)
 		}
 	}
 	return wait, nil
@@ -139,7 +158,7 @@ func (s *system) newProgram(svc *merlon.Service, have *program) *program {
 	if gate == nil {
 		gate = s.next.gates[merlon.Place{Service: svc.Name}]
 	}
-	p := &program{service: svc, out: gate.out, bin: filepath.Join(s.state, "bin", svc.Name)}
+	p := &program{service: svc, out: gate.out, local: gate.local, bin: filepath.Join(s.state, "bin", svc.Name)}
 	if have != nil && have.bin == p.bin {
 		p.bin += ".2"
 	}
@@ -198,7 +217,7 @@ func (s *system) launch(p *program) (err error) {
 	p.mu.Lock()
 	p.deaths, p.dying = 0, make(chan struct{})
 	p.mu.Unlock()
-	p.process, err = s.programs.Start(supervise.Spec{
+	p.process, err = p.local.start(s.programs, supervise.Spec{
 		Name:    p.service.Name,
 		Argv:    p.expand(p.service.Run.Command),
 		Dir:     s.runDir(p.service),
@@ -253,11 +272,13 @@ func (s *system) ready(ctx context.Context, p *program) error {
 func (s *system) replace(later []*program) merlon.Diagnostics {
 	old := map[*program]*program{}
 	for _, p := range later {
-		stop := []*program{s.started[p.service.Name]}
+		old[p] = s.started[p.service.Name]
+	}
+	for _, p := range later {
+		stop := []*program{old[p]}
 		for _, address := range addresses(p.service) {
 			stop = append(stop, s.holder(address))
 		}
-		old[p] = stop[0]
 		for _, q := range stop {
 			if q != nil && s.started[q.service.Name] == q {
 				delete(s.started, q.service.Name)

@@ -121,7 +121,7 @@ func (t *try) wrong(out string, err error) string {
 		if !strings.Contains(out, strconv.Itoa(t.Status)) || !strings.Contains(out, "200") {
 			return fmt.Sprintf("not both 200 and %d", t.Status)
 		}
-	case !strings.HasPrefix(t.Command, "curl"):
+	case !strings.Contains(t.Command, "curl -i"):
 		if out == "" {
 			return "it says nothing"
 		}

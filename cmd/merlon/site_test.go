@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -79,17 +80,17 @@ func newSite(t *testing.T) *site {
 
 var taken sync.Map // ports handed out in this process
 
-// ports4 are four addresses that nothing listens on.
+// ports4 are four addresses that nothing listens on. They are below the range
+// from which systems take ports by themselves, so that they stay free.
 func ports4(t *testing.T) (all [4]string) {
 	t.Helper()
 	for i := 0; i < len(all); {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+		address := fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(20000))
+		if !free(address) {
+			continue
 		}
-		defer l.Close() // when all are found
-		if _, again := taken.LoadOrStore(l.Addr().String(), true); !again {
-			all[i] = l.Addr().String()
+		if _, again := taken.LoadOrStore(address, true); !again {
+			all[i] = address
 			i++
 		}
 	}

@@ -66,7 +66,7 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, log 
 	// First, for its lock: nothing in the state of another process is touched.
 	recordDir := filepath.Join(state, recordsName)
 	s.control, err = control.Open(ctx, state, control.Options{
-		Records: recordDir, Prepare: s.prepare, Committed: s.committed, Refused: s.refused,
+		Records: recordDir, Prepare: s.prepare, Committed: s.committed, Refused: s.refused, Exec: s.admit,
 	})
 	if err != nil {
 		return nil, err

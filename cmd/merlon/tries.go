@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"merlon"
+	"merlon/gate"
 	"merlon/policy"
 )
 
@@ -42,12 +43,17 @@ func gatewayURL(in *merlon.Intent) string {
 	return scheme + "://" + host + ":" + port
 }
 
-// outbound is where each service's calls go into its gate.
-func outbound(gates map[merlon.Place]*running) map[string]string {
-	out := map[string]string{}
+// wayOut is where a service's calls go into its gate.
+type wayOut struct {
+	address string
+	open    bool // to every process of the host
+}
+
+func outbound(gates map[merlon.Place]*running) map[string]wayOut {
+	out := map[string]wayOut{}
 	for place, g := range gates {
 		if g.out != "" {
-			out[place.Service] = g.out
+			out[place.Service] = wayOut{g.out, g.local.open()}
 		}
 	}
 	return out
@@ -55,7 +61,7 @@ func outbound(gates map[merlon.Place]*running) map[string]string {
 
 // tries are commands for the intent at hand: calls that are allowed, and calls
 // that are denied for one reason each.
-func tries(in *merlon.Intent, dir, state string, out map[string]string) []try {
+func tries(in *merlon.Intent, dir, state string, out map[string]wayOut) []try {
 	t := trier{in: in, dir: dir, state: state, out: out}
 	p, ds := policy.Compile(in)
 	if ds.Failed() {
@@ -73,7 +79,7 @@ func tries(in *merlon.Intent, dir, state string, out map[string]string) []try {
 type trier struct {
 	in         *merlon.Intent
 	dir, state string
-	out        map[string]string
+	out        map[string]wayOut
 	policy     *policy.Policy
 	edges      []policy.Edge
 	list       []try
@@ -177,16 +183,20 @@ func (t *trier) tooMany(e *policy.Edge, curl, url string) {
 // inside shows calls between services, through the caller's gate.
 func (t *trier) inside() {
 	allowed := t.find(func(e *policy.Edge) bool {
-		return e.Kind == merlon.Workload && !t.in.Service(e.Service).External && t.out[e.Caller] != "" && t.allowed(e)
+		return e.Kind == merlon.Workload && !t.in.Service(e.Service).External && t.out[e.Caller].address != "" && t.allowed(e)
 	})
 	if allowed == nil {
 		return
 	}
 	through := func(service string, op *merlon.Operation) string {
-		return fmt.Sprintf("curl -i -x http://%s%s http://%s%s", t.out[allowed.Caller], method(op), service, examplePath(op.Path))
+		return fmt.Sprintf("%s exec %s %s -- curl -i%s http://%s%s", self(), allowed.Caller, quote(relative(t.dir)), method(op), service, examplePath(op.Path))
 	}
 	op := t.operation(allowed)
 	t.add(fmt.Sprintf("%s calls %s through its gate, as it may%s", allowed.Caller, allowed.Service, ownAnswer(op)), "%s", through(allowed.Service, op))
+	if out := t.out[allowed.Caller]; !out.open {
+		t.add(fmt.Sprintf("a program that is not %s's calls there through its gate", allowed.Caller), "curl -i -x http://%s%s http://%s%s",
+			out.address, method(op), allowed.Service, examplePath(op.Path)).refused(403, gate.ReasonNotOwn)
+	}
 	for i := range t.in.Services {
 		svc := &t.in.Services[i]
 		for j := range svc.Operations {

@@ -169,9 +169,9 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 	gates := s.running()
 	u.printf("\n%s  intent %s is in force at %s, after %.1fs\n\n", u.bold(in.TrustDomain), u.cyan(short(r.Commit.Hash)),
 		count(len(gates), "gate"), took.Seconds())
-	rows := [][]string{{u.dim("service"), u.dim("app"), u.dim("gate: calls in"), u.dim("gate: calls out")}}
+	rows := [][]string{{u.dim("service"), u.dim("app"), u.dim("gate: calls in"), u.dim("gate: calls out"), u.dim("admitted")}}
 	if edge := gates[merlon.Edge]; edge != nil {
-		rows = append(rows, []string{u.bold("gateway"), "", gatewayURL(in), ""})
+		rows = append(rows, []string{u.bold("gateway"), "", gatewayURL(in), "", ""})
 	}
 	for i := range in.Services {
 		svc := &in.Services[i]
@@ -179,7 +179,7 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 		if g == nil {
 			continue
 		}
-		rows = append(rows, []string{u.bold(svc.Name), first(svc.Addresses), g.in, "HTTP_PROXY=http://" + g.out})
+		rows = append(rows, []string{u.bold(svc.Name), first(svc.Addresses), g.in, "HTTP_PROXY=http://" + g.out, u.local(g.local.String())})
 	}
 	u.table("  ", rows)
 	u.printf("\n%s\n", u.dim("What the intent allows, and what it does not (what to expect is behind the #):"))
@@ -197,6 +197,7 @@ func (s *system) whatRuns(in *merlon.Intent, r *control.Result) any {
 		App   string `json:"app,omitzero"`
 		In    string `json:"in"`
 		Out   string `json:"out,omitzero"`
+		Local string `json:"local,omitzero"` // which processes of this host may call through Out
 	}
 	gates := s.running()
 	var all []place
@@ -207,7 +208,7 @@ func (s *system) whatRuns(in *merlon.Intent, r *control.Result) any {
 		}
 		row := place{Place: p.String(), In: g.in, Out: g.out}
 		if svc := in.Service(p.Service); svc != nil {
-			row.App = first(svc.Addresses)
+			row.App, row.Local = first(svc.Addresses), g.local.String()
 		}
 		all = append(all, row)
 	}

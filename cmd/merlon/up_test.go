@@ -2,14 +2,17 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestUp(t *testing.T) {
@@ -157,6 +160,8 @@ func TestUpRefuses(t *testing.T) {
 		{"TCP", func(t *testing.T, s *site) {
 			s.write("c.merlon.yaml", "services:\n  c:\n    address: "+s.c+"\n    protocol: tcp\n    callers: {a: all}\n")
 		}, []string{"c.merlon.yaml:", "does not speak tcp", `rule \"c: a\"`}},
+		{"two services at one port", func(t *testing.T, s *site) { s.service("b", s.a, "a: [hello]") },
+			[]string{"b.merlon.yaml:", "service b wants", "where service a is to run by a.merlon.yaml:"}},
 		{"nothing committed", func(t *testing.T, s *site) { s.remove("merlon.yaml") },
 			[]string{"no intent was ever in force", "without --committed"}},
 	}
@@ -294,4 +299,53 @@ func TestUpChanged(t *testing.T) {
 		t.Error("the old intent runs")
 	}
 	s.want("/slow", 200, "done")
+}
+
+// TestUpInterrupted ends merlon while it still builds.
+func TestUpInterrupted(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.serviceAs("b", s.b, "a: [hello]", "build: [sleep, '60']\n      command: [sleep, '60']")
+	cmd := exec.Command(merlonBin(t), "up", s.dir)
+	said, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	var text []byte
+	for line := make([]byte, 256); !strings.Contains(string(text), "building b"); {
+		n, err := said.Read(line)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		text = append(text, line[:n]...)
+	}
+	cmd.Process.Signal(syscall.SIGINT)
+	kill := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+	rest, _ := io.ReadAll(said)
+	cmd.Wait()
+	if !kill.Stop() || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(rest), "interrupted") {
+		t.Errorf("%v\n%s", cmd.ProcessState, rest)
+	}
+	s.gone()
+}
+
+// TestUpMovesAway changes what keeps the committed intent from coming up again.
+func TestUpMovesAway(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	u := s.up()
+	u.end(syscall.SIGTERM)
+	l, err := net.Listen("tcp", s.gateway)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	s.fails(1, []string{"up"}, "in use", "gateway")
+	s.head(s.c)
+	s.up()
+	s.want("/call", 200, "b")
 }

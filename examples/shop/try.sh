@@ -41,7 +41,6 @@ port=${gateway##*:}
 url=https://localhost:$port
 cert=$dir/.merlon/gateway.pem
 web=$(at 'gate of web' outbound)
-orders=$(at 'gate of orders' outbound)
 payments=$(at 'gate of payments' address)
 
 (cd "$dir" && go build -o "$tmp/token" ./token) || exit 1
@@ -58,10 +57,11 @@ line() { # line GOT WANT WHAT
 
 # try WHAT WANT ARGUMENTS-OF-CURL...: WANT is "STATUS" of an allowed call, or
 # "STATUS REASON" of a refusal.
+as=() # the command that runs curl, if any
 try() {
   local what=$1 want=$2 status reason
   shift 2
-  status=$(curl -sS --max-time 20 --noproxy '' -o "$tmp/body" -D "$tmp/head" -w '%{http_code}' "$@" 2>"$tmp/error") || status="curl:$?"
+  status=$(${as[@]+"${as[@]}"} curl -sS --max-time 20 --noproxy '' -o "$tmp/body" -D "$tmp/head" -w '%{http_code}' "$@" 2>"$tmp/error") || status="curl:$?"
   reason=$(awk -F': ' 'tolower($1) == "merlon-reason" { sub(/\r/, "", $2); print $2 }' "$tmp/head")
   lastid=$(awk -F': ' 'tolower($1) == "merlon-request-id" { sub(/\r/, "", $2); print $2 }' "$tmp/head")
   line "$status${reason:+ $reason}" "$want" "$what"
@@ -70,6 +70,12 @@ edge() { # edge WHAT WANT PATH ARGUMENTS-OF-CURL...
   local what=$1 want=$2 path=$3
   shift 3
   try "$what" "$want" --cacert "$cert" "$@" "$url$path"
+}
+inside() { # inside SERVICE WHAT WANT ARGUMENTS-OF-CURL...: as a part of the service
+  as=("$MERLON" exec "$1" "$dir" --)
+  shift
+  try "$@"
+  as=()
 }
 bearer() { echo "Authorization: Bearer $(token "$@")"; }
 json='Content-Type: application/json'
@@ -108,11 +114,12 @@ edge 'one call too many of a person in a minute' '429 rate_limited' /orders -H "
 
 echo
 echo "Between services, through their gates"
-try 'web searches the catalog' 200 -x "http://$web" http://catalog/products
-try 'beyond a bound that is being tried out: it passes, and the record says so' 200 -x "http://$web" 'http://catalog/products?limit=50'
-try 'orders looks at a product' 200 -x "http://$orders" http://catalog/products/anvil
-try 'orders searches, which it may not' '404 no_operation' -x "http://$orders" http://catalog/products
-try 'web charges a card, which it may not' '404 no_service' -x "http://$web" -X POST -H "$json" -d '{}' http://payments/charges
+inside web 'web searches the catalog' 200 http://catalog/products
+inside web 'beyond a bound that is being tried out: it passes, and the record says so' 200 'http://catalog/products?limit=50'
+inside orders 'orders looks at a product' 200 http://catalog/products/anvil
+inside orders 'orders searches, which it may not' '404 no_operation' http://catalog/products
+inside web 'web charges a card, which it may not' '404 no_service' -X POST -H "$json" -d '{}' http://payments/charges
+try "a stranger on this host borrows web's gate" '403 not_own_workload' -x "http://$web" http://catalog/products
 edge 'web asks the ledger by mistake: its gate knows no ledger' 404 /balance
 grep -q no_service "$tmp/body" || line 'another answer' no_service 'the gate says why'
 try 'straight to the gate of payments, without an identity' curl:56 -k -X POST "https://$payments/charges"

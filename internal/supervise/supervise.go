@@ -1,8 +1,8 @@
 // Package supervise starts programs, hands on what they print, starts them
 // again when they fail, and takes them down.
 //
-// No program outlives its Supervisor: each runs in a process group of its own,
-// Close ends all groups, and on Linux the kernel kills the programs when the
+// No program outlives its Supervisor: each runs in a session of its own, which
+// is one process group, Close ends all groups, and on Linux the kernel kills the programs when the
 // Supervisor's process dies, even by SIGKILL. What a program starts itself is
 // in its group and ends with it; only after a SIGKILL of the Supervisor's
 // process may a program's own children be left.
@@ -110,7 +110,28 @@ type Process struct {
 
 	mu   sync.Mutex
 	pid  int  // 0 between two runs
+	run  *run // the latest; nil before the first
 	last Exit // the latest end
+}
+
+// ErrNotRunning is the error of Hold between two runs of a program.
+var ErrNotRunning = errors.New("the program does not run")
+
+// Hold calls f with the program's process id, and lets nobody else have that
+// id before f returns: a program that ends meanwhile is reaped after f.
+func (p *Process) Hold(f func(pid int) error) error {
+	p.mu.Lock()
+	r := p.run
+	p.mu.Unlock()
+	if r == nil {
+		return ErrNotRunning
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.reaped {
+		return ErrNotRunning
+	}
+	return f(r.pid)
 }
 
 // Start starts a program. An error means that it could not be started at all;
@@ -278,16 +299,18 @@ func (p *Process) launch() (*run, error) {
 		return nil, err
 	}
 	cmd.Stdout, cmd.Stderr = write, write
-	err = p.s.fork(cmd)
+	r := &run{ended: make(chan struct{})}
+	p.mu.Lock() // who asks for a program that has begun to run finds it
+	if err = p.s.fork(cmd); err == nil {
+		r.pid = cmd.Process.Pid
+		p.pid, p.run = r.pid, r
+	}
+	p.mu.Unlock()
 	write.Close()
 	if err != nil {
 		read.Close()
 		return nil, err
 	}
-	p.mu.Lock()
-	p.pid = cmd.Process.Pid
-	p.mu.Unlock()
-	r := &run{pid: cmd.Process.Pid, ended: make(chan struct{})}
 	go r.wait(cmd, read, p.spec)
 	return r, nil
 }

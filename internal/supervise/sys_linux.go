@@ -7,8 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// attributes make a session, and with it a process group: into a session
+// nobody gets but by being started in it, so being in it proves descent. A
+// group alone could be joined by others of the same session (setpgid(2)).
 func attributes() *syscall.SysProcAttr {
-	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	return &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
 }
 
 // awaitExit returns when the process has ended, and leaves it to be reaped:
