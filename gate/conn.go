@@ -134,7 +134,7 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 func (g *Gate) newConn(nc net.Conn, at Position, p peer) *conn {
 	c := conns.Get().(*conn)
 	c.g, c.at, c.net, c.peer = g, at, nc, p
-	c.in.conn = nc
+	c.in = reader{conn: nc}
 	c.x.g, c.x.at, c.x.peer, c.x.req = g, at, &c.peer, &c.req
 	return c
 }

@@ -2,6 +2,7 @@ package gate_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -93,6 +94,7 @@ func TestHTTP2CallsAreDecided(t *testing.T) {
 	}
 	e.stop()
 	records := e.evidence(merlon.Edge)
+	slices.SortFunc(records, func(a, b record.Record) int { return cmp.Compare(a.Time, b.Time) })
 	if len(records) != 16 {
 		t.Fatalf("%d records", len(records))
 	}
@@ -409,8 +411,10 @@ func TestHTTP2Revoked(t *testing.T) {
 		t.Errorf("another call: %d", a.status)
 	}
 	e.stop()
-	if r := e.evidence(merlon.Edge); len(r) != 2 || r[0].Verdict.Reason != gate.ReasonRevoked && r[1].Verdict.Reason != gate.ReasonRevoked {
-		t.Errorf("records: %+v", r)
+	// Whichever of the two gates was faster.
+	revoked := func(r record.Record) bool { return r.Verdict.Reason == gate.ReasonRevoked }
+	if at, in := e.evidence(merlon.Edge), e.evidence(merlon.Place{Service: "web"}); !slices.ContainsFunc(at, revoked) && !slices.ContainsFunc(in, revoked) {
+		t.Errorf("records: %+v, %+v", at, in)
 	}
 }
 
