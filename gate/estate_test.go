@@ -1,7 +1,6 @@
 package gate_test
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -323,25 +322,6 @@ func do(t testing.TB, c *http.Client, method, url string, change ...func(*http.R
 		t.Fatalf("%s %s: body: %v", method, url, err)
 	}
 	return answer{res.StatusCode, res.Header.Get("Merlon-Reason"), string(body), res.Header, res.Close}
-}
-
-// raw sends bytes to a gate and returns the status and reason of the first
-// answer, and whether the gate closed the connection after it.
-func raw(t testing.TB, c net.Conn, request string) (status int, reason string, closed bool) {
-	t.Helper()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
-	if _, err := io.WriteString(c, request); err != nil {
-		t.Fatal(err)
-	}
-	r := bufio.NewReader(c)
-	res, err := http.ReadResponse(r, nil)
-	if err != nil {
-		t.Fatalf("%q: no answer: %v", request, err)
-	}
-	io.Copy(io.Discard, res.Body)
-	res.Body.Close()
-	_, err = r.ReadByte()
-	return res.StatusCode, res.Header.Get("Merlon-Reason"), err == io.EOF
 }
 
 func dial(t testing.TB, address string) net.Conn {

@@ -385,6 +385,8 @@ func Status(r merlon.Reason, stranger bool) int {
 		return 503
 	case ReasonPeerExpired:
 		return 403
+	case ReasonDefect:
+		return 500
 	}
 	return 400
 }

@@ -52,7 +52,7 @@ type Record struct {
 	Time       int64          `json:"-"`   // when the call came in; "time" in RFC 3339 in the file
 	ID         string         `json:"id,omitzero"`
 	Place      string         `json:"place,omitzero"` // where it was decided, see merlon.Place
-	At         string         `json:"at,omitzero"`    // the side of the gate: edge, in or out
+	At         string         `json:"at,omitzero"`    // the side of the gate: edge, in or out; exec for a permission that merlon exec was given
 	Caller     string         `json:"caller,omitzero"`
 	CallerKind string         `json:"callerKind,omitzero"`
 	Subject    string         `json:"subject,omitzero"`

@@ -20,6 +20,9 @@ import (
 	"merlon/record"
 )
 
+// atExec marks the record of a permission, which is no call.
+const atExec = "exec"
+
 // maxGuests bounds how many commands run as one service at a time.
 const maxGuests = 64
 
@@ -65,7 +68,7 @@ func (s *system) admit(_ context.Context, service string, pid, uid int) (string,
 	}
 	s.log.Info("a command may call as a service", "service", service, "pid", pid, "uid", uid, "executable", exe)
 	err = s.records.Add(&record.Record{
-		Time: time.Now().UnixNano(), Place: r.place.String(), At: "exec", Caller: service, CallerKind: merlon.Workload.String(),
+		Time: time.Now().UnixNano(), Place: r.place.String(), At: atExec, Caller: service, CallerKind: merlon.Workload.String(),
 		Verdict: merlon.Verdict{Effect: merlon.Allow, Reason: "exec"},
 		Detail:  fmt.Sprintf("merlon exec: uid %d, pid %d (%s), and what it starts, may call as %s", uid, pid, exe, service),
 	})

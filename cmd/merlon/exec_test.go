@@ -151,6 +151,9 @@ func TestExec(t *testing.T) {
 	child.want(welcome)
 	s.eventuallyRecorded(regexp.MustCompile(`"at":"exec".*"caller":"a".*"reason":"exec".*"detail":"merlon exec: uid ` +
 		strconv.Itoa(os.Getuid()) + `, pid ` + strconv.Itoa(c.cmd.Process.Pid) + ` \([^"]*/merlon\)`))
+	if tail := s.must("record", "tail"); !strings.Contains(tail, "and what it starts, may call as a") {
+		t.Errorf("record tail does not say who was admitted:\n%s", tail)
+	}
 	if a, err := fetch("http://b/hello", u.out("a")); err != nil || a.reason != "not_own_workload" {
 		t.Errorf("meanwhile a stranger got %+v %v", a, err)
 	}

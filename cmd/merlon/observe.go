@@ -324,6 +324,9 @@ func where(r *record.Record) string {
 
 // callText is the call of a record as people write calls.
 func (u *ui) callText(r *record.Record) string {
+	if r.At == atExec {
+		return r.Detail
+	}
 	who := r.Caller
 	if who == "" {
 		who = r.CallerKind

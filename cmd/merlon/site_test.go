@@ -58,7 +58,6 @@ type site struct {
 	dir     string
 	gateway string // address
 	a, b, c string
-	files   map[string]string
 }
 
 // newSite makes a site of two services: everyone may call a, and a may call b.

@@ -267,7 +267,11 @@ func TestAbandoned(t *testing.T) {
 func TestReplaced(t *testing.T) {
 	t.Parallel()
 	l := listen(t, "127.0.0.1:0")
-	first, err := net.Dial("tcp", l.Addr().String())
+	// From an address of its own: nobody else is given its ports.
+	dial := func(from *net.TCPAddr) (net.Conn, error) {
+		return (&net.Dialer{LocalAddr: from}).Dial("tcp", l.Addr().String())
+	}
+	first, err := dial(&net.TCPAddr{IP: net.IPv4(127, 6, 5, 4)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,8 +279,8 @@ func TestReplaced(t *testing.T) {
 	old := accept(t, l)
 	first.(*net.TCPConn).SetLinger(0)
 	first.Close()
-	again, err := (&net.Dialer{LocalAddr: from}).Dial("tcp", l.Addr().String())
-	for deadline := time.Now().Add(10 * time.Second); err != nil; again, err = (&net.Dialer{LocalAddr: from}).Dial("tcp", l.Addr().String()) {
+	again, err := dial(from)
+	for deadline := time.Now().Add(10 * time.Second); err != nil; again, err = dial(from) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the port is not free again: %v", err)
 		}
