@@ -117,16 +117,20 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 	}
 	if c.speaksHTTP2() {
 		c.serveHTTP2()
-		return
+	} else {
+		c.serveHTTP1()
 	}
+	if c.lingers {
+		c.linger()
+	}
+}
+
+func (c *conn) serveHTTP1() {
 	c.enliven()
 	if c.live.raw == nil {
 		c.keepInput()
 	}
 	for c.stay() && c.next() {
-	}
-	if c.lingers {
-		c.linger()
 	}
 }
 

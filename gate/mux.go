@@ -23,8 +23,11 @@ import (
 
 // mux is one connection over which HTTP/2 is spoken.
 type mux struct {
-	c    *conn // whose watch is of reads, and whose bodyWatch is of writes
-	net  net.Conn
+	c   *conn // whose watch is of reads, and whose bodyWatch is of writes
+	net net.Conn
+	// reads and writes are net, to be waited for apart.
+	reads, writes net.Conn
+
 	core http2.Conn
 	left int64 // when the peer was told to leave; 0 if it was not
 
@@ -78,6 +81,7 @@ func (c *conn) beginsHTTP2(err error) bool {
 func (c *conn) serveHTTP2() {
 	m := muxes.Get().(*mux)
 	m.c, m.net, m.err, m.left = c, c.net, nil, 0
+	m.reads, m.writes = readSide{c.net}, writeSide{c.net}
 	m.core.Init(http2.Config{
 		Streams:    streamsPerConn,
 		HeaderList: bufferSize - headMargin,
@@ -89,7 +93,11 @@ func (c *conn) serveHTTP2() {
 	m.serving.Wait()
 	c.watch.stop()
 	c.bodyWatch.stop()
-	m.c, m.net = nil, nil
+	if _, ours := err.(*http2.Error); ours || err == nil {
+		c.hold()
+		c.lingers = true // the peer is to learn why
+	}
+	m.c, m.net, m.reads, m.writes = nil, nil, nil, nil
 	muxes.Put(m)
 }
 
@@ -137,10 +145,10 @@ func (m *mux) read() error {
 func (m *mux) await(settled bool) {
 	c := m.c
 	if !settled {
-		c.watch.start(c.g, readSide{m.net}, c.g.cfg.Bounds.Head, idle)
+		c.watch.start(c.g, m.reads, c.g.cfg.Bounds.Head, idle)
 		return
 	}
-	c.watch.start(c.g, readSide{m.net}, 0, idle)
+	c.watch.start(c.g, m.reads, 0, idle)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.boundIdle()
@@ -155,7 +163,7 @@ func (m *mux) boundIdle() {
 	if m.left != 0 {
 		bound = maxDrain
 	}
-	m.c.watch.restart(m.c.g, readSide{m.net}, bound, idle)
+	m.c.watch.restart(m.c.g, m.reads, bound, idle)
 }
 
 // leave tells the peer when the connection should make way, and reports whether
@@ -257,7 +265,7 @@ func (m *mux) flushLocked() {
 	for out := m.core.Output(); len(out) > 0 && m.err == nil; out = m.core.Output() {
 		m.writing = true
 		m.mu.Unlock()
-		c.bodyWatch.start(c.g, writeSide{m.net}, c.g.cfg.Bounds.Stall, busy)
+		c.bodyWatch.start(c.g, m.writes, c.g.cfg.Bounds.Stall, busy)
 		n, err := m.net.Write(out)
 		c.bodyWatch.stop()
 		m.mu.Lock()
@@ -267,7 +275,7 @@ func (m *mux) flushLocked() {
 		if err != nil {
 			m.endLocked(err)
 			// The reader learns of it too.
-			readSide{m.net}.SetDeadline(past)
+			m.reads.SetDeadline(past)
 		}
 		if m.waiting > 0 {
 			m.wake()

@@ -132,9 +132,9 @@ func (c *Conn) Next(in []byte, now int64) (n int, ev Event, err error) {
 		case e != nil:
 			c.fail(e)
 		case c.strain.over != "":
-			c.fail(&Error{Code: EnhanceYourCalm, Reason: c.strain.over})
+			c.fail(broken(EnhanceYourCalm, c.strain.over))
 		case c.control > maxWaitingForControl:
-			c.fail(&Error{Code: EnhanceYourCalm, Reason: "peer_does_not_read"})
+			c.fail(broken(EnhanceYourCalm, "peer_does_not_read"))
 		}
 	}
 	if c.err != nil {

@@ -105,7 +105,7 @@ type decoder struct {
 	spans []span
 	out   []byte // what spans are in
 	list  int    // size of the list (RFC 9113 6.5.2)
-	over  string // why the list is refused; what is beyond the bound is not kept
+	over  *Error // why the list is refused; what is beyond the bound is not kept
 }
 
 // errCompression ends a connection, since the tables do not agree any more.
@@ -117,7 +117,7 @@ var errBomb = errors.New("header block grows too large")
 // decode reads a whole block into spans and out. A list beyond the bounds is
 // read to its end, since the tables must agree, but not kept.
 func (d *decoder) decode(b []byte, maxList, maxFields int) error {
-	d.spans, d.out, d.list, d.over = d.spans[:0], d.out[:0], 0, ""
+	d.spans, d.out, d.list, d.over = d.spans[:0], d.out[:0], 0, nil
 	for updates := 0; len(b) > 0; {
 		var err error
 		switch c := b[0]; {
@@ -139,11 +139,11 @@ func (d *decoder) decode(b []byte, maxList, maxFields int) error {
 		switch {
 		case d.list > 4*maxList:
 			return errBomb
-		case d.over != "":
+		case d.over != nil:
 		case d.list > maxList:
-			d.over = "head_too_large"
+			d.over = refuse(431, "head_too_large")
 		case len(d.spans) > maxFields:
-			d.over = "too_many_fields"
+			d.over = refuse(431, "too_many_fields")
 		}
 	}
 	return nil
@@ -225,7 +225,7 @@ func (d *decoder) copyName(i uint64) (int, error) {
 func (d *decoder) keep(at, name int) {
 	value := len(d.out) - at - name
 	d.list += name + value + entryOverhead
-	if d.over != "" {
+	if d.over != nil {
 		d.out = d.out[:at]
 		return
 	}

@@ -76,6 +76,9 @@ func (c *Conn) endBlock(p []byte, ev *Event) *Error {
 		return nil
 	}
 	if s := c.find(id); s != nil {
+		if s.closed() && s.reset == notReset {
+			return broken(StreamClosed, "stream_closed")
+		}
 		c.moreHeaders(s, ev)
 		return nil
 	}
@@ -169,10 +172,8 @@ func (c *Conn) beginData(ev *Event) *Error {
 	if c.room -= f.length; c.room < 0 {
 		return broken(FlowControlError, "window_exceeded")
 	}
-	if s := c.wanted(ev); s == nil {
-		c.creditConn(f.length)
-		c.skip(f.length)
-		return nil
+	if s := c.wanted(ev); s != nil {
+		s.room -= f.length
 	}
 	c.left, c.padding, c.state = f.length, 0, inData
 	if f.has(flagPadded) {
@@ -202,7 +203,6 @@ func (c *Conn) wanted(ev *Event) *stream {
 	case s.room < c.f.length:
 		c.fault(s, broken(FlowControlError, "window_exceeded"), ev)
 	default:
-		s.room -= c.f.length
 		return s
 	}
 	return nil

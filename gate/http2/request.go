@@ -89,8 +89,8 @@ func (r *Request) parse(d *decoder, cfg *Config, ended bool) *Error {
 	switch {
 	case err != nil:
 		return err
-	case d.over != "":
-		return refuse(431, d.over)
+	case d.over != nil:
+		return d.over
 	}
 	r.Fields = r.fields
 	if h.cookie > 1 {
@@ -433,8 +433,5 @@ func (l *list) parseTrailers(d *decoder) *Error {
 			return malformed("trailer_refused")
 		}
 	}
-	if d.over != "" {
-		return refuse(431, d.over)
-	}
-	return nil
+	return d.over
 }
