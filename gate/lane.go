@@ -212,6 +212,9 @@ func (l *lane) Write(b []byte) (int, error) {
 	m := l.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.err != nil {
+		return 0, m.err
+	}
 	total := len(b)
 	for len(b) > 0 && !l.complete {
 		var n int

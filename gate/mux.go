@@ -34,7 +34,6 @@ type mux struct {
 	mu      sync.Mutex
 	lanes   map[uint32]*lane
 	begun   []*lane // by the batch at hand
-	held    bool    // a batch is being read, and what it answers will be written once
 	writing bool
 	written sync.Cond // writing became false
 	waiting int       // lanes that wait to write
@@ -46,12 +45,20 @@ type mux struct {
 // connection, as RFC 9113 6.5.2 recommends at least.
 const streamsPerConn = 100
 
+// connWindow is how many bytes of bodies a connection holds that were not yet
+// passed on.
+const connWindow = 256 << 10
+
 // headMargin is what a head may grow by when it becomes one of HTTP/1.1: its
 // first line and the names of Host and of the framing.
 const headMargin = 256
 
 // maxHTTP2Fields leaves room for those that are written anew.
 const maxHTTP2Fields = 96
+
+// maxRounds is how often one call writes what others have to say before it
+// goes on with what is its own.
+const maxRounds = 8
 
 // maxDrain is how long a connection without calls waits for its peer to learn
 // of a shutdown.
@@ -84,6 +91,7 @@ func (c *conn) serveHTTP2() {
 	m.reads, m.writes = readSide{c.net}, writeSide{c.net}
 	m.core.Init(http2.Config{
 		Streams:    streamsPerConn,
+		ConnWindow: connWindow,
 		HeaderList: bufferSize - headMargin,
 		Fields:     maxHTTP2Fields,
 		Target:     maxTarget,
@@ -188,7 +196,6 @@ func (m *mux) leave() bool {
 func (m *mux) batch(in []byte) error {
 	var over error
 	m.mu.Lock()
-	m.held = true
 	for {
 		n, ev, err := m.core.Next(in, m.c.g.clock.Nanos())
 		if over = err; err != nil {
@@ -200,7 +207,6 @@ func (m *mux) batch(in []byte) error {
 			break
 		}
 	}
-	m.held = false
 	begun := m.begun
 	m.mu.Unlock()
 	for _, l := range begun {
@@ -249,7 +255,7 @@ func (m *mux) begin(l *lane) {
 	go l.run()
 }
 
-// flush writes the core's output, unless somebody else does, or will.
+// flush writes the core's output, unless somebody else does.
 func (m *mux) flush() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -258,11 +264,23 @@ func (m *mux) flush() {
 
 // flushLocked is flush for who holds m.mu, which it lets go while it writes.
 func (m *mux) flushLocked() {
-	if m.writing || m.held {
+	if m.writing {
 		return
 	}
 	c := m.c
-	for out := m.core.Output(); len(out) > 0 && m.err == nil; out = m.core.Output() {
+	for round := 0; ; round++ {
+		out := m.core.Output()
+		if len(out) == 0 || m.err != nil {
+			return
+		}
+		if round == maxRounds {
+			m.serving.Add(1)
+			go func() {
+				defer m.serving.Done()
+				m.flush()
+			}()
+			return
+		}
 		m.writing = true
 		m.mu.Unlock()
 		c.bodyWatch.start(c.g, m.writes, c.g.cfg.Bounds.Stall, busy)

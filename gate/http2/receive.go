@@ -71,6 +71,7 @@ func (c *Conn) endBlock(p []byte, ev *Event) *Error {
 	default:
 		return broken(CompressionError, "header_block_invalid")
 	}
+	defer func() { c.dec.out = trim(c.dec.out) }()
 	if id > c.newest {
 		c.newStream(id, ev)
 		return nil

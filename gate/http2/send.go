@@ -16,6 +16,9 @@ var (
 // Output is what is to be written, until Sent or another method of Conn.
 func (c *Conn) Output() []byte { return c.out[c.sent:] }
 
+// keepOutput is how large a buffer a connection without streams keeps.
+const keepOutput = 16 << 10
+
 // Sent says that the first n bytes of Output have been written.
 func (c *Conn) Sent(n int) {
 	if c.sent += n; c.sent < len(c.out) {
@@ -26,7 +29,8 @@ func (c *Conn) Sent(n int) {
 		return
 	}
 	c.out, c.sent, c.control = c.out[:0], 0, 0
-	if cap(c.out) > c.cfg.Output+2*frameSize {
+	// A connection that rests, as most do, holds no large buffer.
+	if cap(c.out) > c.cfg.Output+2*frameSize || cap(c.out) > keepOutput && len(c.ids) == 0 {
 		c.out = nil
 	}
 }
