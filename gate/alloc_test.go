@@ -119,6 +119,9 @@ func TestServeDoesNotAllocate(t *testing.T) {
 		{"over mutual TLS", true, browse, 2}, // crypto/tls takes one for each record that it reads
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if portable && test.pair {
+				test.most++ // it asks TLS whether it holds more, since it cannot know
+			}
 			c := startLight(t, test.pair, test.request)
 			calls := func(n int) {
 				for range n {

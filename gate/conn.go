@@ -14,6 +14,7 @@ import (
 	"merlon/gate/http1"
 	"merlon/gate/upstream"
 	"merlon/identity/spiffe"
+	"merlon/internal/wire"
 	"merlon/record"
 )
 
@@ -170,7 +171,7 @@ func (c *conn) release() {
 	c.req.Reset()
 	c.res.Reset()
 	c.reserved, c.unread, c.lingers, c.served = false, nil, false, false
-	c.live.on, c.live.raw, c.live.inside, c.live.rest, c.live.err = false, nil, false, nil, nil
+	c.live = live{onClient: c.live.onClient, onUpstream: c.live.onUpstream}
 	c.rest()
 	if c.input != nil {
 		inputs.Put(c.input)
@@ -187,14 +188,14 @@ func (c *conn) prove() error {
 	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Handshake, busy)
 	switch c.at {
 	case Inbound:
-		return c.proveWorkload(tls.Server(c.net, c.g.inboundTLS()))
+		return c.proveWorkload(c.secure(c.g.inboundTLS()))
 	case AtEdge:
 		f := c.g.force.Load()
 		if f == nil || f.orders.Intent.Gateway == nil {
 			return errors.New("no orders")
 		}
 		if f.edgeTLS != nil {
-			tc := tls.Server(c.net, f.edgeTLS)
+			tc := c.secure(f.edgeTLS)
 			if err := tc.HandshakeContext(context.Background()); err != nil {
 				return err
 			}
@@ -226,6 +227,12 @@ func (c *conn) proveOwn() {
 	}
 	own := cfg.Place.Service
 	p.caller = merlon.Caller{Kind: merlon.Workload, Name: own, Subject: "spiffe://" + cfg.TrustDomain + "/" + own}
+}
+
+// secure is TLS over the connection.
+func (c *conn) secure(config *tls.Config) *tls.Conn {
+	c.live.wire = wire.New(c.net)
+	return tls.Server(c.live.wire, config)
 }
 
 func (c *conn) proveWorkload(tc *tls.Conn) error {

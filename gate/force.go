@@ -140,6 +140,8 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 			Certificates: []tls.Certificate{*cert},
 			MinVersion:   tls.VersionTLS13,
 			NextProtos:   protocols(),
+
+			DynamicRecordSizingDisabled: true,
 		}
 		if gw.MinTLS == "1.2" {
 			f.edgeTLS.MinVersion = tls.VersionTLS12
@@ -206,6 +208,7 @@ func (g *Gate) upstreamTLS(e merlon.Endpoint) (*tls.Config, any) {
 func (g *Gate) inboundTLS() *tls.Config {
 	c := spiffe.ServerConfig(g.cfg.Source, g.cfg.TrustDomain)
 	c.NextProtos = protocols()
+	c.DynamicRecordSizingDisabled = true
 	return c
 }
 

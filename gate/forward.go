@@ -2,7 +2,6 @@ package gate
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,7 @@ import (
 	"merlon"
 	"merlon/gate/http1"
 	"merlon/gate/upstream"
+	"merlon/internal/wire"
 )
 
 // failure is why an allowed call got no answer.
@@ -139,7 +139,19 @@ func (c *conn) borrow(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, er
 // giveBack ends the loan of up.
 func (c *conn) giveBack(up *upstream.Conn, keep bool) {
 	c.lent = nil
-	up.Release(keep)
+	up.Release(keep && (up.Wire == nil || c.nothingLeft(up)))
+}
+
+// nothingLeft reports whether TLS holds nothing beyond the answer: it reads from
+// the socket ahead of what it is asked for, where no look at the socket finds it.
+func (c *conn) nothingLeft(up *upstream.Conn) bool {
+	w := up.Wire
+	if w.Exhausted() && c.up.w < len(c.up.buf) {
+		return w.Between()
+	}
+	w.Enter(nil)
+	n, err := up.Conn.Read(c.up.buf)
+	return n == 0 && err == wire.ErrEmpty && w.Between() && len(w.Leave()) == 0
 }
 
 // maxInterim is how many interim answers one call may get (RFC 9110 15.2).
@@ -335,8 +347,8 @@ func (c *conn) refill(up *upstream.Conn, kind http1.Body) (end bool, f failure) 
 // what it got for the whole: an end that is not clean, since HTTP/1.0 has no
 // other sign.
 func (c *conn) abort() {
-	if secure, ok := c.net.(*tls.Conn); ok {
-		c.net = secure.NetConn() // and no close_notify
+	if w := c.live.wire; w != nil {
+		c.net = w.Conn // and no close_notify
 	}
 	if tcp, ok := c.net.(*net.TCPConn); ok {
 		tcp.SetLinger(0)

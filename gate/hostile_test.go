@@ -684,15 +684,17 @@ func TestRecordFull(t *testing.T) {
 	}
 	// Full for a moment: the bound on memory is that of one record.
 	tight := setup{apps: apps, records: record.Options{Wait: 10 * time.Millisecond, Buffer: 1}}.start(t, plainShop())
-	first := tight.wire()
+	first, second := tight.wire(), tight.wire()
+	before = reached.Load()
 	inFlight := "POST /send HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
 	first.send(inFlight)
-	until(t, "room for one record to be used up", func() bool {
-		return tight.wire().ask(get("/")).reason == "record_full"
-	})
+	until(t, "the call to be under way", func() bool { return reached.Load() > before })
+	if a := second.ask(get("/")); a.status != 503 || a.reason != "record_full" {
+		t.Errorf("a call while the room for one record is used up: %d %q", a.status, a.reason)
+	}
 	first.send("0\r\n\r\n")
 	if a, err := first.receive("POST"); err != nil || a.status != 200 {
 		t.Errorf("the call that had its record reserved: %d %q %v", a.status, a.reason, err)
 	}
-	until(t, "room for one record again", func() bool { return tight.wire().ask(get("/")).status == 200 })
+	until(t, "room for one record again", func() bool { return second.ask(get("/")).status == 200 })
 }

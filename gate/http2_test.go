@@ -384,6 +384,26 @@ func TestHTTP2Drain(t *testing.T) {
 	}
 }
 
+// TestHTTP2DrainIdle: a client that rests, and does not even answer, keeps no
+// gate from ending.
+func TestHTTP2DrainIdle(t *testing.T) {
+	t.Parallel()
+	e := setup{apps: shopApps()}.start(t, plainShop())
+	f := dial2(t, e.edge)
+	f.request(1, true, "GET", "/")
+	if _, err := f.until(xhttp2.FrameData); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := e.gates[merlon.Edge].Drain(ctx); err != nil {
+		t.Error(err)
+	}
+	if _, err := f.until(xhttp2.FrameGoAway); err != nil {
+		t.Errorf("the client was not told: %v", err)
+	}
+}
+
 // TestHTTP2Revoked: a deny reaches an answer that is streaming, and only that.
 func TestHTTP2Revoked(t *testing.T) {
 	t.Parallel()

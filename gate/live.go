@@ -3,6 +3,9 @@ package gate
 import (
 	"sync"
 	"syscall"
+
+	"merlon/gate/upstream"
+	"merlon/internal/wire"
 )
 
 // There are two I/O layers. The portable one reads and writes net.Conns; it is
@@ -19,13 +22,17 @@ import (
 type live struct {
 	on     bool            // the layer is in use
 	raw    syscall.RawConn // of the client's socket; nil if the client is served by the portable layer
+	wire   *wire.Conn      // below the client's TLS; nil without
 	inside bool            // the goroutine is in the callback of raw, and fd is good
 	fd     uintptr
 	closed bool // the connection ends
 
-	wrote bool   // the request at hand was written
-	rest  []byte // of it, what the socket had no room for
-	err   error
+	drained bool           // the client's socket was
+	full    bool           // TLS may have more than it has given
+	up      *upstream.Conn // of the call at hand
+	bytes   []byte         // of the request, what is not yet written
+	wrote   bool           // that was tried
+	err     error
 
 	// The callbacks, made once: a method value allocates.
 	onClient, onUpstream func(uintptr) bool
@@ -33,13 +40,21 @@ type live struct {
 
 // write sends b to the client.
 func (c *conn) write(b []byte) error {
+	to := c.net
 	if c.live.inside {
+		if w := c.live.wire; w != nil {
+			if _, err := c.net.Write(b); err != nil {
+				return err
+			}
+			b, to = w.Out(), w.Conn
+			w.Sent()
+		}
 		if b = b[c.writeNow(b):]; len(b) == 0 {
 			return nil
 		}
 	}
 	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
-	_, err := c.net.Write(b)
+	_, err := to.Write(b)
 	return err
 }
 
@@ -56,6 +71,12 @@ var (
 type work struct {
 	in, up [bufferSize]byte
 	out    []byte
+
+	// For TLS: what was read from the sockets, and what will be written.
+	sealed struct {
+		in, up       []byte
+		inOut, upOut []byte
+	}
 }
 
 // maxSpare is the largest output buffer that is kept for other calls.

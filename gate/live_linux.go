@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"merlon/gate/upstream"
+	"merlon/internal/wire"
 )
 
 // What the live layer leans on. Each has a stress test; -portable turns the
@@ -22,6 +23,8 @@ import (
 //     (epoll(7)), but for the end of the stream, which it does not show: an end
 //     that came in the same edge as the last bytes is met by the sweeper
 //     (watch.look).
+//   - crypto/tls keeps its state when a read fails with a temporary error
+//     (package wire).
 //   - A deadline in the past ends the wait, also one that is set meanwhile.
 //   - While the callback runs the descriptor cannot be closed, so fd is the
 //     connection's.
@@ -40,7 +43,11 @@ func (c *conn) enliven() {
 	if l.on = true; l.onClient == nil {
 		l.onClient, l.onUpstream = c.ready, c.upstreamReady
 	}
-	if tcp, plain := c.net.(*net.TCPConn); plain {
+	below := c.net
+	if l.wire != nil {
+		below = l.wire.Conn
+	}
+	if tcp, ok := below.(*net.TCPConn); ok {
 		l.raw, _ = tcp.SyscallConn()
 	}
 }
@@ -52,10 +59,15 @@ func (c *conn) stay() bool {
 	if l.raw == nil {
 		return true
 	}
+	l.full = true // the portable layer may have left something there
 	for {
 		l.closed = false
 		err := l.raw.Read(l.onClient)
 		l.inside = false
+		if left := c.leaveWire(); len(left) > 0 {
+			c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
+			l.wire.Conn.Write(left)
+		}
 		switch {
 		case err == nil:
 			return !l.closed
@@ -72,9 +84,12 @@ func (c *conn) stay() bool {
 // which waits for more whenever it returns false.
 func (c *conn) ready(fd uintptr) (leave bool) {
 	l := &c.live
-	l.inside, l.fd = true, fd
+	l.inside, l.fd, l.drained = true, fd, false
 	c.hold()
-	for drained := false; ; {
+	if l.wire != nil {
+		l.wire.Enter(c.work.sealed.inOut)
+	}
+	for {
 		for c.in.r < c.in.w {
 			served, keep := c.serveBuffered()
 			if !served {
@@ -85,25 +100,81 @@ func (c *conn) ready(fd uintptr) (leave bool) {
 				return true
 			}
 		}
-		if drained {
+		n, err := c.pull()
+		if n == 0 && err == wire.ErrEmpty {
 			break
 		}
-		c.in.r, c.in.w = 0, 0
-		n, errno := rawRead(fd, c.in.buf)
-		if errno == syscall.EAGAIN {
-			break
-		}
-		if errno != 0 || n == 0 {
+		if n == 0 {
 			l.closed = true
 			return true
 		}
-		c.in.w, drained = n, n < len(c.in.buf)
+		c.in.r, c.in.w = 0, n
+	}
+	// What TLS has to say of its own, such as new keys.
+	if left := c.leaveWire(); len(left) > 0 && c.writeNow(left) < len(left) {
+		l.closed = true
+		return true
 	}
 	c.rest()
 	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 	// Asked after the wait is known: a drain either sees it or is seen.
 	l.closed = c.g.draining.Load()
 	return l.closed
+}
+
+// pull reads from the client, until the socket is drained and TLS has nothing
+// more either; then the error is wire.ErrEmpty.
+func (c *conn) pull() (int, error) {
+	l := &c.live
+	buf := c.in.buf
+	if l.wire != nil {
+		buf = room(&c.work.sealed.in)
+	}
+	for {
+		if w := l.wire; w != nil && (l.full || !w.Exhausted()) {
+			n, err := c.net.Read(c.in.buf)
+			if l.full = n == len(c.in.buf); n > 0 || err != wire.ErrEmpty {
+				return n, err
+			}
+		}
+		if l.drained {
+			return 0, wire.ErrEmpty
+		}
+		n, errno := rawRead(l.fd, buf)
+		l.drained = n < len(buf)
+		switch {
+		case errno == syscall.EAGAIN:
+			return 0, wire.ErrEmpty
+		case errno != 0:
+			return 0, errno
+		case n == 0:
+			return 0, io.EOF
+		case l.wire == nil:
+			return n, nil
+		}
+		l.wire.Feed(buf[:n])
+	}
+}
+
+// room is a buffer for what is read from a socket below TLS.
+func room(b *[]byte) []byte {
+	if *b == nil {
+		*b = make([]byte, bufferSize)
+	}
+	return *b
+}
+
+// leaveWire ends the work of the client's TLS in memory. What it gives is still
+// to be written.
+func (c *conn) leaveWire() (left []byte) {
+	w := c.live.wire
+	if w == nil || c.work == nil {
+		return nil
+	}
+	w.Keep()
+	left = w.Leave()
+	c.work.sealed.inOut = left[:0]
+	return left
 }
 
 // serveBuffered serves the request that the buffer begins with, if it is whole
@@ -133,18 +204,39 @@ func (c *conn) writeNow(b []byte) int {
 // or nothing yet.
 func (c *conn) exchange(up *upstream.Conn) error {
 	l := &c.live
-	if _, plain := up.Conn.(*net.TCPConn); !plain || !l.on {
+	if !l.on || up.Raw == nil {
 		_, err := up.Write(c.out)
 		return err
 	}
-	l.wrote, l.rest, l.err = false, nil, nil
+	l.up, l.bytes, l.wrote, l.err = up, c.out, false, nil
+	to := up.Conn
+	if w := up.Wire; w != nil {
+		to = w.Conn
+		w.Enter(c.work.sealed.upOut)
+		defer c.leaveUpstream(w)
+		if _, err := up.Conn.Write(c.out); err != nil {
+			return err
+		}
+		l.bytes = w.Out()
+		w.Sent()
+	}
 	if err := up.Raw.Read(l.onUpstream); err != nil {
 		return err
 	}
-	if len(l.rest) > 0 && l.err == nil {
-		_, l.err = up.Write(l.rest)
+	if len(l.bytes) > 0 && l.err == nil {
+		_, l.err = to.Write(l.bytes)
 	}
 	return l.err
+}
+
+// leaveUpstream ends the work of the upstream's TLS in memory. What it was fed
+// and has not used is good until the call ends.
+func (c *conn) leaveUpstream(w *wire.Conn) {
+	left := w.Leave()
+	if len(left) > 0 && c.live.err == nil {
+		_, c.live.err = w.Conn.Write(left)
+	}
+	c.work.sealed.upOut = left[:0]
 }
 
 // upstreamReady runs inside RawConn.Read of the upstream's socket: the first
@@ -153,15 +245,19 @@ func (c *conn) upstreamReady(fd uintptr) (leave bool) {
 	l := &c.live
 	if !l.wrote {
 		l.wrote = true
-		n, errno := rawWrite(fd, c.out)
-		l.rest = c.out[n:]
+		n, errno := rawWrite(fd, l.bytes)
+		l.bytes = l.bytes[n:]
 		if errno != 0 && errno != syscall.EAGAIN {
 			l.err = errno
 			return true
 		}
-		return len(l.rest) > 0
+		return len(l.bytes) > 0
 	}
-	n, errno := rawRead(fd, c.up.buf)
+	buf, w := c.up.buf, l.up.Wire
+	if w != nil {
+		buf = room(&c.work.sealed.up)
+	}
+	n, errno := rawRead(fd, buf)
 	switch {
 	case errno == syscall.EAGAIN:
 		return false
@@ -169,8 +265,16 @@ func (c *conn) upstreamReady(fd uintptr) (leave bool) {
 		l.err = errno
 	case n == 0:
 		l.err = io.EOF
+	case w == nil:
+		c.up.w = n
+	default:
+		w.Feed(buf[:n])
+		if n, err := l.up.Conn.Read(c.up.buf); n > 0 {
+			c.up.w = n
+		} else if err != wire.ErrEmpty {
+			l.err = err
+		}
 	}
-	c.up.w = n
 	return true
 }
 

@@ -64,6 +64,7 @@ type twoReaders struct {
 	read   int64          // of the log
 	last   uint64         // record
 	sent   map[string]int // request lines that nginx may have read, and not logged
+	recent []string       // the last records, for messages
 }
 
 func newTwoReaders(t testing.TB) *twoReaders {
@@ -101,6 +102,7 @@ func (r *twoReaders) compare(raw []byte) (both int, err error) {
 		}
 		r.last = rec.Seq
 		records = append(records, rec)
+		r.recent = append(r.recent[max(0, len(r.recent)-8):], fmt.Sprintf("%s %s %d %s %s", rec.Method, rec.Path, rec.Status, rec.Verdict.Reason, rec.Detail))
 	}
 	defer func() { err = errors.Join(err, r.checkLog(read, mayRead)) }()
 	for _, rec := range records {
@@ -213,7 +215,7 @@ func (r *twoReaders) checkLog(must, may []string) error {
 			request, _, _ := strings.Cut(quoted, ` HTTP/1.1" `)
 			request = escaped.Replace(request)
 			if r.sent[request]--; r.sent[request] < 0 {
-				return fmt.Errorf("nginx read %q, which the gate did not send", line)
+				return fmt.Errorf("nginx read %q, which the gate did not send; its records: %v", line, r.recent)
 			}
 		}
 		if len(lines) < len(must) {

@@ -5,6 +5,7 @@ import (
 	"syscall"
 
 	"merlon"
+	"merlon/internal/wire"
 )
 
 // Conn is a connection on loan from a Cluster. One goroutine uses it, from Get
@@ -20,6 +21,8 @@ type Conn struct {
 	State any
 	// Raw is the TCP socket, below TLS; nil where there is no access to it.
 	Raw syscall.RawConn
+	// Wire is what TLS reads and writes; nil without TLS.
+	Wire *wire.Conn
 
 	ep     *endpoint
 	sock   net.Conn // below TLS

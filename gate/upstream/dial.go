@@ -7,6 +7,8 @@ import (
 	"net"
 	"syscall"
 	"time"
+
+	"merlon/internal/wire"
 )
 
 var errPlain = errors.New("the endpoint must prove who it is, and there is no TLS configuration to check it with")
@@ -23,13 +25,13 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 	if ep.c.cfg.TLS != nil {
 		config, state = ep.c.cfg.TLS(ep.Endpoint)
 	}
-	nc, sock, err := ep.connect(ctx, config)
+	nc, sock, below, err := ep.connect(ctx, config)
 	if err == nil {
 		var raw syscall.RawConn
 		if sc, ok := sock.(syscall.Conn); ok {
 			raw, _ = sc.SyscallConn()
 		}
-		return &Conn{Conn: nc, Raw: raw, Endpoint: ep.Endpoint, State: state, ep: ep, sock: sock, peeker: newPeeker(sock), born: ep.c.now(), lent: true}, nil
+		return &Conn{Conn: nc, Raw: raw, Wire: below, Endpoint: ep.Endpoint, State: state, ep: ep, sock: sock, peeker: newPeeker(sock), born: ep.c.now(), lent: true}, nil
 	}
 	ep.mu.Lock()
 	ep.vacate()
@@ -47,19 +49,20 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 }
 
 // connect makes a TCP connection and, if the endpoint has it, TLS on it.
-func (ep *endpoint) connect(ctx context.Context, config *tls.Config) (nc, sock net.Conn, err error) {
+func (ep *endpoint) connect(ctx context.Context, config *tls.Config) (nc, sock net.Conn, below *wire.Conn, err error) {
 	if config == nil && (ep.ID != "" || ep.TLSName != "") {
-		return nil, nil, errPlain
+		return nil, nil, nil, errPlain
 	}
 	dialer := net.Dialer{KeepAlive: 15 * time.Second}
 	sock, err = dialer.DialContext(ctx, "tcp", ep.Address)
 	if err != nil || config == nil {
-		return sock, sock, err
+		return sock, sock, nil, err
 	}
-	secure := tls.Client(sock, config)
+	below = wire.New(sock)
+	secure := tls.Client(below, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		sock.Close()
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return secure, sock, nil
+	return secure, sock, below, nil
 }
