@@ -100,7 +100,8 @@ func (r reasons) constants(spec *ast.ValueSpec) {
 	}
 }
 
-// call takes refuse("x") of gate/canon, refuse(400, "x") of gate/http1, and what
+// call takes refuse("x") of gate/canon, refuse(400, "x") of gate/http1 and gate/http2, what ends a
+// stream or a connection there, and what
 // names a reason without a constant: deny("x") and merlon.Reason("x"). It
 // returns a call of refuse that it cannot read.
 func (r reasons) call(dir string, call *ast.CallExpr) (unread bool) {
@@ -113,7 +114,12 @@ func (r reasons) call(dir string, call *ast.CallExpr) (unread bool) {
 	}
 	args := call.Args
 	switch {
-	case name == "refuse" && (dir == "gate/http1" || dir == "gate/canon"):
+	case name == "refuse" && (dir == "gate/http1" || dir == "gate/http2" || dir == "gate/canon"):
+	case (name == "malformed" || name == "broken" || name == "charge") && dir == "gate/http2":
+		if reason, ok := literal(args[len(args)-1]); ok {
+			r.add(reason, 400) // in the record; the peer gets a code of HTTP/2
+		}
+		return false
 	case len(args) == 1 && (name == "deny" && dir == "gate" || name == "Reason"):
 		if reason, ok := literal(args[0]); ok {
 			r.add(reason, gate.Status(merlon.Reason(reason), false))

@@ -48,6 +48,8 @@ type conn struct {
 	reserved bool
 
 	lent *upstream.Conn // the connection that this call has borrowed
+	// served says that a request came before.
+	served bool
 	// lingers says that the client may still be sending what nobody will use.
 	lingers bool
 
@@ -105,12 +107,8 @@ var conns = sync.Pool{New: func() any { return new(conn) }}
 
 // serveConn owns nc until it is closed.
 func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
-	c := conns.Get().(*conn)
-	c.g, c.at, c.net = g, at, nc
-	c.in.conn = nc
-	c.peer = peer{addr: client, client: client.String()}
-	c.x.g, c.x.at, c.x.peer, c.x.req = g, at, &c.peer, &c.req
-	defer c.end(client)
+	c := g.newConn(nc, at, peer{addr: client, client: client.String()})
+	defer c.end(client, at == AtEdge)
 	if !g.open.add(c) {
 		return
 	}
@@ -118,19 +116,36 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 		g.cfg.Log.Debug("connection refused", "at", at, "client", client, "error", err)
 		return
 	}
-	c.enliven()
-	if c.live.raw == nil {
-		c.keepInput()
-	}
-	for c.stay() && c.next() {
+	if c.speaksHTTP2() {
+		c.serveHTTP2()
+	} else {
+		c.serveHTTP1()
 	}
 	if c.lingers {
 		c.linger()
 	}
 }
 
+func (c *conn) serveHTTP1() {
+	c.enliven()
+	if c.live.raw == nil {
+		c.keepInput()
+	}
+	for c.stay() && c.next() {
+	}
+}
+
+// newConn takes the memory that a connection needs.
+func (g *Gate) newConn(nc net.Conn, at Position, p peer) *conn {
+	c := conns.Get().(*conn)
+	c.g, c.at, c.net, c.peer = g, at, nc, p
+	c.in = reader{conn: nc}
+	c.x.g, c.x.at, c.x.peer, c.x.req = g, at, &c.peer, &c.req
+	return c
+}
+
 // end closes the connection and gives back what it holds.
-func (c *conn) end(client netip.Addr) {
+func (c *conn) end(client netip.Addr, perClient bool) {
 	// A bug met by one hostile request must not end every connection.
 	if p := recover(); p != nil {
 		c.g.cfg.Log.Error("connection ended by a defect", "at", c.at, "panic", p, "stack", stack())
@@ -143,7 +158,7 @@ func (c *conn) end(client netip.Addr) {
 			c.record(0, 0)
 		}
 	}
-	c.g.open.remove(c, client, c.at == AtEdge)
+	c.g.open.remove(c, client, perClient)
 	c.net.Close()
 	c.release()
 }
@@ -155,7 +170,7 @@ func (c *conn) release() {
 	c.x.call, c.x.verdict, c.x.f = merlon.Call{}, merlon.Verdict{}, nil
 	c.req.Reset()
 	c.res.Reset()
-	c.reserved, c.unread, c.lingers = false, nil, false
+	c.reserved, c.unread, c.lingers, c.served = false, nil, false, false
 	c.live = live{onClient: c.live.onClient, onUpstream: c.live.onUpstream}
 	c.rest()
 	if c.input != nil {
@@ -173,9 +188,7 @@ func (c *conn) prove() error {
 	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Handshake, busy)
 	switch c.at {
 	case Inbound:
-		config := spiffe.ServerConfig(c.g.cfg.Source, c.g.cfg.TrustDomain)
-		config.DynamicRecordSizingDisabled = true
-		return c.proveWorkload(c.secure(config))
+		return c.proveWorkload(c.secure(c.g.inboundTLS()))
 	case AtEdge:
 		f := c.g.force.Load()
 		if f == nil || f.orders.Intent.Gateway == nil {
@@ -266,7 +279,11 @@ func (c *conn) next() bool {
 	for first := true; ; first = false {
 		n, err := c.req.Parse(c.in.bytes(), limits)
 		if err != nil {
-			c.refuseMalformed(err)
+			if c.beginsHTTP2(err) {
+				c.serveHTTP2()
+			} else {
+				c.refuseMalformed(err)
+			}
 			return false
 		}
 		if n > 0 {
@@ -290,6 +307,7 @@ func (c *conn) next() bool {
 func (c *conn) serve() (keep bool) {
 	x := &c.x
 	x.begin()
+	c.served = true
 	keep = !c.req.Close && (c.at != Inbound || x.start.Before(c.peer.renew))
 	if c.at == Outbound && x.f != nil {
 		c.proveOwn()

@@ -139,7 +139,7 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 		f.edgeTLS = &tls.Config{
 			Certificates: []tls.Certificate{*cert},
 			MinVersion:   tls.VersionTLS13,
-			NextProtos:   []string{"http/1.1"},
+			NextProtos:   protocols(),
 
 			DynamicRecordSizingDisabled: true,
 		}
@@ -203,6 +203,18 @@ func (g *Gate) upstreamTLS(e merlon.Endpoint) (*tls.Config, any) {
 	}
 	return nil, nil
 }
+
+// inboundTLS is how a gate proves itself to others.
+func (g *Gate) inboundTLS() *tls.Config {
+	c := spiffe.ServerConfig(g.cfg.Source, g.cfg.TrustDomain)
+	c.NextProtos = protocols()
+	c.DynamicRecordSizingDisabled = true
+	return c
+}
+
+// protocols are the versions of HTTP that a gate speaks over TLS (RFC 7301).
+// Whoever offers none gets HTTP/1.1.
+func protocols() []string { return []string{"h2", "http/1.1"} }
 
 // close ends what f holds and next does not take over.
 func (f *force) close(next *force) {

@@ -9,7 +9,8 @@
 // asks calls that are still streaming again.
 //
 // The engine is a goroutine per connection over the pure protocol core in
-// gate/http1. It speaks HTTP/1.1; everything else is refused with a reason.
+// gate/http1. HTTP/2 (gate/http2) is taken in too, each stream of it as a
+// connection of HTTP/1.1; everything else is refused with a reason.
 package gate
 
 import (

@@ -133,7 +133,7 @@ func TestHeadFloods(t *testing.T) {
 		"a long method":    {strings.Repeat("G", 30) + " / HTTP/1.1\r\nHost: shop.example\r\n\r\n", 501},
 		"an endless line":  {"GET /" + strings.Repeat("a", 40<<10), 414},
 		"TLS":              {"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400},
-		"HTTP/2":           {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505},
+		"HTTP/2":           {"GET / HTTP/2.0\r\nHost: shop.example\r\n\r\n", 505},
 		"WebSocket":        {get("/", "Connection: Upgrade", "Upgrade: websocket"), 501},
 		"CONNECT":          {"CONNECT shop.example:443 HTTP/1.1\r\nHost: shop.example\r\n\r\n", 501},
 		"TRACE":            {"TRACE / HTTP/1.1\r\nHost: shop.example\r\n\r\n", 501},

@@ -63,27 +63,6 @@ func AppendFraming(dst []byte, body Body, length int64) []byte {
 // AppendEnd appends the blank line that ends a head.
 func AppendEnd(dst []byte) []byte { return append(dst, "\r\n"...) }
 
-// ValidName reports whether s can be the name of a field.
-func ValidName(s string) bool {
-	for i := 0; i < len(s); i++ {
-		if chars[s[i]]&token == 0 {
-			return false
-		}
-	}
-	return s != "" && len(s) <= maxName
-}
-
-// ValidValue reports whether s can be the value of a field: printable ASCII and
-// tabs, no white space around it. A line end in a value would be another field.
-func ValidValue(s string) bool {
-	for i := 0; i < len(s); i++ {
-		if chars[s[i]]&text == 0 && s[i] != '\t' {
-			return false
-		}
-	}
-	return s == "" || chars[s[0]]&text != 0 && s[0] != ' ' && trimRight(s) == s
-}
-
 // StatusText is the registered reason phrase of a status, or "".
 func StatusText(status int) string {
 	switch status {

@@ -1,6 +1,10 @@
 package http1
 
-import "strconv"
+import (
+	"strconv"
+
+	"merlon/internal/httpfield"
+)
 
 const (
 	maxChunkDigits = 8  // of a chunk's size, padding included: below 4 GiB
@@ -67,7 +71,7 @@ func (c *Chunks) step(b byte) error {
 			c.state = chunkSizeLF
 			return nil
 		}
-		if chars[b]&text == 0 || b == ' ' {
+		if !is(b, text) || b == ' ' {
 			return refuse(400, "chunk_extension_invalid")
 		}
 		if c.ext++; c.ext > maxExtension {
@@ -92,7 +96,7 @@ func (c *Chunks) step(b byte) error {
 		switch {
 		case b == '\r':
 			c.state = chunkEndLF
-		case chars[b]&token != 0:
+		case is(b, token):
 			return refuse(400, "trailer_refused")
 		default:
 			return refuse(400, "chunk_end_invalid")
@@ -112,13 +116,13 @@ func (c *Chunks) step(b byte) error {
 // the end of the line or an extension.
 func (c *Chunks) size(b byte) error {
 	switch {
-	case isHex(b):
+	case httpfield.IsHex(b):
 		if c.digits++; c.digits > maxChunkDigits {
 			return refuse(400, "chunk_size_overflow")
 		}
-		digit := int64(lower(b) - '0')
+		digit := int64(httpfield.Lower(b) - '0')
 		if digit > 9 {
-			digit = int64(lower(b)-'a') + 10
+			digit = int64(httpfield.Lower(b)-'a') + 10
 		}
 		c.left = c.left<<4 | digit
 	case c.digits == 0:

@@ -7,13 +7,11 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"merlon/internal/httpfield"
 )
 
-const (
-	maxName    = 128 // bytes of a field name
-	maxOptions = 16  // options of all Connection fields together
-	maxDigits  = 18  // of a length, so that it fits 63 bits
-)
+const maxOptions = 16 // options of all Connection fields together
 
 // headEnd finds the end of the head that buf begins with: the index after the
 // blank line, or 0 when more bytes are needed. It looks at each byte once
@@ -78,7 +76,7 @@ func rank(err error, buf []byte, lim *Limits) error {
 // head collects what the fields of one message say about it.
 type head struct {
 	response bool
-	count    [protected + 1]uint8
+	count    [httpfield.Kinds]uint8
 
 	host, upgrade, expect, authorization string
 
@@ -111,11 +109,11 @@ func (h *head) fields(dst []Field, buf []byte, s string, pos int, lim *Limits) (
 		pos = end + len("\r\n")
 		class, k := classify(name)
 		switch {
-		case pos-start > lim.Field, len(name) > maxName:
+		case pos-start > lim.Field, len(name) > httpfield.MaxName:
 			return dst, 0, refuse(431, "field_too_large")
 		case len(dst) >= lim.Fields:
 			return dst, 0, refuse(431, "too_many_fields")
-		case seen&odd != 0 && h.disguised(class, k):
+		case seen&odd != 0 && httpfield.Disguised(class, k, h.response):
 			// Behind CGI, WSGI or PHP this name would be another.
 			return dst, 0, refuse(400, "field_name_disguised")
 		}
@@ -136,24 +134,15 @@ func (h *head) fields(dst []Field, buf []byte, s string, pos int, lim *Limits) (
 
 // tokenAt returns the token that s begins with, and what its characters may be
 // part of, together.
-func tokenAt(s string) (name string, seen uint8) {
+func tokenAt(s string) (name string, seen httpfield.Set) {
 	for i := 0; i < len(s); i++ {
-		c := chars[s[i]]
+		c := httpfield.Of(s[i])
 		if c&token == 0 {
 			return s[:i], seen
 		}
 		seen |= c
 	}
 	return s, seen
-}
-
-// disguised reports whether a name with odd characters folds to one that
-// matters on this side.
-func (h *head) disguised(class Class, k kind) bool {
-	if h.response {
-		return class&(HopByHop|Framing) != 0
-	}
-	return class != 0 || k != other
 }
 
 // badName says what is wrong with a line whose name is not followed by a
@@ -226,7 +215,7 @@ func plain(buf []byte, pos int) int {
 			return pos + bits.TrailingZeros64(m)/8
 		}
 	}
-	for chars[buf[pos]]&text != 0 {
+	for is(buf[pos], text) {
 		pos++
 	}
 	return pos
@@ -301,25 +290,17 @@ func (h *head) known(k kind, value string) error {
 	return nil
 }
 
-// contentLength reads a length: digits only, none of them a padding zero, since
-// some read a leading zero as octal (RFC 9110 8.6).
+// contentLength reads a length.
 func (h *head) contentLength(value string) error {
-	if value == "" || value[0] == '0' && len(value) > 1 {
-		return refuse(400, "content_length_invalid")
+	n, err := httpfield.Length(value)
+	switch err {
+	case nil:
+		h.length = n
+		return nil
+	case httpfield.ErrLengthOverflow:
+		return refuse(400, "content_length_overflow")
 	}
-	n := int64(0)
-	for i := 0; i < len(value); i++ {
-		c := value[i] - '0'
-		if c > 9 {
-			return refuse(400, "content_length_invalid")
-		}
-		if i >= maxDigits {
-			return refuse(400, "content_length_overflow")
-		}
-		n = n*10 + int64(c)
-	}
-	h.length = n
-	return nil
+	return refuse(400, "content_length_invalid")
 }
 
 // chunked checks Transfer-Encoding: "chunked" in HTTP/1.1 and nothing else, not
@@ -375,7 +356,7 @@ func (h *head) options(fields []Field) error {
 // option takes one option of Connection.
 func (h *head) option(option string, fields []Field) error {
 	for i := 0; i < len(option); i++ {
-		if chars[option[i]]&token == 0 {
+		if !is(option[i], token) {
 			return refuse(400, "connection_invalid")
 		}
 	}

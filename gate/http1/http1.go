@@ -89,46 +89,5 @@ func (b Body) String() string {
 	return "invalid"
 }
 
-// Field is one line of a head.
-type Field struct {
-	Name, Value string // Value without the white space around it
-	Class       Class  // what the name means to a gate
-}
-
-// Get finds a field by name, ignoring case. It returns the first value and how
-// many fields have the name.
-func Get(fields []Field, name string) (value string, count int) {
-	for i := range fields {
-		if equalFold(fields[i].Name, name) {
-			if count == 0 {
-				value = fields[i].Value
-			}
-			count++
-		}
-	}
-	return value, count
-}
-
-// equalFold compares ASCII without case. Unlike strings.EqualFold it has no
-// Unicode folding: U+212A is not a k here.
-func equalFold(a, b string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := 0; i < len(a); i++ {
-		if lower(a[i]) != lower(b[i]) {
-			return false
-		}
-	}
-	return true
-}
-
-func lower(c byte) byte {
-	if 'A' <= c && c <= 'Z' {
-		return c | 0x20
-	}
-	return c
-}
-
 // view is b as a string without a copy.
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }

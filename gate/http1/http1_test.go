@@ -319,7 +319,7 @@ func TestAppend(t *testing.T) {
 	t.Parallel()
 	b := http1.AppendRequestLine(nil, "PUT", "/a", "b=c")
 	b = http1.AppendField(b, "Host", "a")
-	b = http1.AppendFields(b, []http1.Field{{"X", "1", 0}, {"Y", "2", http1.HopByHop}, {"Z", "", http1.Identity}}, http1.HopByHop)
+	b = http1.AppendFields(b, []http1.Field{{Name: "X", Value: "1"}, {Name: "Y", Value: "2", Class: http1.HopByHop}, {Name: "Z", Class: http1.Identity}}, http1.HopByHop)
 	b = http1.AppendFraming(b, http1.BodyLength, 12)
 	b = http1.AppendEnd(b)
 	if want := "PUT /a?b=c HTTP/1.1\r\nHost: a\r\nX: 1\r\nZ: \r\nContent-Length: 12\r\n\r\n"; string(b) != want {

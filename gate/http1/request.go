@@ -1,6 +1,10 @@
 package http1
 
-import "strings"
+import (
+	"strings"
+
+	"merlon/internal/httpfield"
+)
 
 const maxMethod = 20 // bytes; the longest registered one has 16
 
@@ -118,7 +122,7 @@ func (r *Request) line(s string, lim *Limits) (pos int, err error) {
 		return 0, refuse(501, "method_too_long")
 	}
 	start := pos + 1
-	for pos = start; chars[s[pos]]&target != 0; pos++ {
+	for pos = start; is(s[pos], target); pos++ {
 	}
 	r.Target = s[start:pos]
 	switch {
@@ -140,7 +144,7 @@ func (r *Request) line(s string, lim *Limits) (pos int, err error) {
 		r.Minor = 0
 	case r.Method == "PRI" && line == "HTTP/2.0":
 		return 0, refuse(505, "http2_not_spoken") // RFC 9113 3.4
-	case len(line) == 8 && line[:5] == "HTTP/" && isDigit(line[5]) && line[6] == '.' && isDigit(line[7]):
+	case len(line) == 8 && line[:5] == "HTTP/" && httpfield.IsDigit(line[5]) && line[6] == '.' && httpfield.IsDigit(line[7]):
 		return 0, refuse(505, "version_not_spoken")
 	default:
 		return 0, refuse(400, "version_invalid")
@@ -160,7 +164,7 @@ func (r *Request) authority(h *head, lim *Limits) error {
 	switch {
 	case h.count[host] == 0:
 		return refuse(400, "host_missing")
-	case !validHost(h.host):
+	case !httpfield.ValidHost(h.host):
 		return refuse(400, "host_invalid")
 	}
 	r.Host = h.host
@@ -216,48 +220,3 @@ func (r *Request) intentions(h *head) error {
 	r.Upgrade = h.upgrade
 	return nil
 }
-
-// validHost checks the syntax of host or host:port (RFC 9110 7.2): a name or an
-// IPv4 address, or an IPv6 address in brackets, and no user, escape or empty
-// port. Package canon makes it canonical.
-func validHost(s string) bool {
-	if len(s) > 261 { // a name of 255, a colon, five digits
-		return false
-	}
-	i := 0
-	if strings.HasPrefix(s, "[") {
-		for i = 1; i < len(s) && (isHex(s[i]) || s[i] == ':' || s[i] == '.'); i++ {
-		}
-		if i < 3 || i == len(s) || s[i] != ']' {
-			return false
-		}
-		i++
-	} else {
-		for i < len(s) && chars[s[i]]&name != 0 {
-			i++
-		}
-		if i == 0 {
-			return false
-		}
-	}
-	return i == len(s) || s[i] == ':' && validPort(s[i+1:])
-}
-
-// validPort accepts 1 to 65535 without padding.
-func validPort(s string) bool {
-	if len(s) == 0 || len(s) > 5 || s[0] == '0' {
-		return false
-	}
-	n := 0
-	for i := 0; i < len(s); i++ {
-		if !isDigit(s[i]) {
-			return false
-		}
-		n = n*10 + int(s[i]-'0')
-	}
-	return n <= 65535
-}
-
-func isDigit(c byte) bool { return '0' <= c && c <= '9' }
-
-func isHex(c byte) bool { return isDigit(c) || 'a' <= lower(c) && lower(c) <= 'f' }

@@ -1,6 +1,10 @@
 package http1
 
-import "errors"
+import (
+	"errors"
+
+	"merlon/internal/httpfield"
+)
 
 // Response is the head of one response. The zero Response is ready for Parse,
 // and one Response is meant to be used for all responses of a connection.
@@ -127,7 +131,7 @@ func (r *Response) line(h *head, buf []byte, s string) (pos int, err error) {
 		return 0, refuse(502, "status_line_invalid")
 	}
 	r.Minor = int(s[7] - '0')
-	if s[start] < '1' || s[start] > '5' || !isDigit(s[start+1]) || !isDigit(s[start+2]) {
+	if s[start] < '1' || s[start] > '5' || !httpfield.IsDigit(s[start+1]) || !httpfield.IsDigit(s[start+2]) {
 		return 0, refuse(502, "status_invalid")
 	}
 	r.Status = int(s[start]-'0')*100 + int(s[start+1]-'0')*10 + int(s[start+2]-'0')

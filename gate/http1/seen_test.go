@@ -40,40 +40,13 @@ func TestPlain(t *testing.T) {
 			for pad := range 10 {
 				buf := []byte(strings.Repeat("~", at) + string([]byte{byte(c)}) + strings.Repeat(" ", pad) + "\r\n")
 				want := at
-				if chars[c]&text != 0 {
+				if is(byte(c), text) {
 					want = at + 1 + pad
 				}
 				if got := plain(buf, 0); got != want {
 					t.Fatalf("byte %#x at %d of %d: stopped at %d, want %d", c, at, len(buf), got, want)
 				}
 			}
-		}
-	}
-}
-
-// TestNamesFolded: the tables hold folded names only, each one once.
-func TestNamesFolded(t *testing.T) {
-	t.Parallel()
-	seen := map[string]bool{}
-	for _, list := range [][]entry{exact, prefixes} {
-		for _, e := range list {
-			for i := range len(e.name) {
-				if fold[e.name[i]] != e.name[i] {
-					t.Errorf("%q is not folded", e.name)
-				}
-			}
-			if seen[e.name] {
-				t.Errorf("%q is there twice", e.name)
-			}
-			seen[e.name] = true
-			if class, _ := classify(e.name); class&e.class != e.class {
-				t.Errorf("%q has class %b, want %b", e.name, class, e.class)
-			}
-		}
-	}
-	for _, e := range prefixes {
-		if class, _ := classify(e.name + "-x"); class&e.class != e.class {
-			t.Errorf("%q-x has class %b, want %b", e.name, class, e.class)
 		}
 	}
 }

@@ -1,0 +1,43 @@
+package http2
+
+// strain is what a peer has cost beyond moving data. It rests with time; a peer
+// that reaches the limit is either broken or hostile. One budget serves all
+// kinds of floods, so that several together get no more than one.
+type strain struct {
+	points int
+	at     int64
+	begun  bool
+	over   string // the flood that overdrew
+}
+
+const (
+	strainLimit = 4000
+	strainRest  = 400 // points that a second gives back
+
+	// tiny is a number of bytes that is not worth a frame.
+	tiny = 64
+
+	costReset    = 8 // so 500 at once and 50 a second
+	costSettings = 20
+	costPing     = 4
+	costEmpty    = 4 // empty DATA, empty CONTINUATION, DATA that the peer's window made tiny
+	costIgnored  = 1 // PRIORITY, frames of unknown kinds, for streams that have ended
+)
+
+func (s *strain) charge(cost int, reason string) {
+	if s.points += cost; s.points > strainLimit && s.over == "" {
+		s.over = reason
+	}
+}
+
+// rest takes the time into account; a clock that goes back is waited for.
+func (s *strain) rest(now int64) {
+	const step = 1e9 / strainRest
+	if !s.begun {
+		s.begun, s.at = true, now
+	}
+	if points := (now - s.at) / step; points > 0 {
+		s.points = int(max(0, int64(s.points)-points))
+		s.at += points * step
+	}
+}

@@ -1,0 +1,346 @@
+package gate
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"merlon/gate/http1"
+	"merlon/gate/http2"
+)
+
+// HTTP/2 is translated to HTTP/1.1 at the door, and a call has one life however
+// it came: each stream is a connection of its own (lane) to the code that
+// serves HTTP/1.1, with one request on it. So no rule, bound, record or
+// deadline is written twice, and the strict HTTP/1.1 core reads once more what
+// the strict HTTP/2 core has let through.
+//
+// One goroutine reads the frames of a connection. Each stream's call runs in
+// its own. Whoever has frames to write appends them to the core's output; one
+// of them at a time writes all there is.
+
+// mux is one connection over which HTTP/2 is spoken.
+type mux struct {
+	c   *conn // whose watch is of reads, and whose bodyWatch is of writes
+	net net.Conn
+	// reads and writes are net, to be waited for apart.
+	reads, writes net.Conn
+
+	core http2.Conn
+	left int64 // when the peer was told to leave; 0 if it was not
+
+	mu      sync.Mutex
+	lanes   map[uint32]*lane
+	begun   []*lane // by the batch at hand
+	writing bool
+	written sync.Cond // writing became false
+	waiting int       // lanes that wait to write
+	err     error     // why the connection has ended
+	serving sync.WaitGroup
+}
+
+// streamsPerConn is how many calls a client may have in progress over one
+// connection, as RFC 9113 6.5.2 recommends at least.
+const streamsPerConn = 100
+
+// connWindow is how many bytes of bodies a connection holds that were not yet
+// passed on.
+const connWindow = 256 << 10
+
+// headMargin is what a head may grow by when it becomes one of HTTP/1.1: its
+// first line and the names of Host and of the framing.
+const headMargin = 256
+
+// maxHTTP2Fields leaves room for those that are written anew.
+const maxHTTP2Fields = 96
+
+// maxRounds is how often one call writes what others have to say before it
+// goes on with what is its own.
+const maxRounds = 8
+
+// maxDrain is how long a connection without calls waits for its peer to learn
+// of a shutdown.
+const maxDrain = time.Second
+
+var muxes = sync.Pool{New: func() any {
+	m := &mux{lanes: map[uint32]*lane{}}
+	m.written.L = &m.mu
+	return m
+}}
+
+// speaksHTTP2 reports whether HTTP/2 was agreed upon (RFC 9113 3.2).
+func (c *conn) speaksHTTP2() bool {
+	secure, ok := c.net.(*tls.Conn)
+	return ok && secure.ConnectionState().NegotiatedProtocol == "h2"
+}
+
+// beginsHTTP2 reports whether a connection without TLS begins as one of HTTP/2
+// does, which err says: its client knew beforehand (RFC 9113 3.3).
+func (c *conn) beginsHTTP2(err error) bool {
+	e, ok := err.(*http1.Error)
+	_, secure := c.net.(*tls.Conn)
+	return ok && e.Reason == "http2_not_spoken" && c.at == AtEdge && !secure && !c.served
+}
+
+// serveHTTP2 serves the connection until it is over and its calls have ended.
+func (c *conn) serveHTTP2() {
+	m := muxes.Get().(*mux)
+	m.c, m.net, m.err, m.left = c, c.net, nil, 0
+	m.reads, m.writes = readSide{c.net}, writeSide{c.net}
+	m.core.Init(http2.Config{
+		Streams:    streamsPerConn,
+		ConnWindow: connWindow,
+		HeaderList: bufferSize - headMargin,
+		Fields:     maxHTTP2Fields,
+		Target:     maxTarget,
+	})
+	err := m.read()
+	m.end(err)
+	m.serving.Wait()
+	c.watch.stop()
+	c.bodyWatch.stop()
+	if _, ours := err.(*http2.Error); ours || err == nil {
+		c.hold()
+		c.lingers = true // the peer is to learn why
+	}
+	m.c, m.net, m.reads, m.writes = nil, nil, nil, nil
+	muxes.Put(m)
+}
+
+// Reads and writes of a connection end apart: what moves the deadline of one
+// must not lift that of the other.
+type (
+	readSide  struct{ net.Conn }
+	writeSide struct{ net.Conn }
+)
+
+func (s readSide) SetDeadline(t time.Time) error  { return s.Conn.SetReadDeadline(t) }
+func (s writeSide) SetDeadline(t time.Time) error { return s.Conn.SetWriteDeadline(t) }
+
+// read reads frames until the connection is over, and says why.
+func (m *mux) read() error {
+	c := m.c
+	m.flush()
+	if first := c.in.bytes(); len(first) > 0 {
+		if err := m.batch(first); err != nil {
+			return err
+		}
+	}
+	if c.rest(); c.in.buf == nil {
+		c.keepInput()
+	}
+	for settled := false; ; settled = true {
+		m.await(settled)
+		n, err := m.net.Read(c.in.buf)
+		switch {
+		case n > 0:
+			if err := m.batch(c.in.buf[:n]); err != nil {
+				return err
+			}
+		case !c.watch.interrupted():
+			return err
+		}
+		if m.leave() {
+			return nil
+		}
+	}
+}
+
+// await begins the wait for frames. While calls are in progress there may be
+// none for as long as those take.
+func (m *mux) await(settled bool) {
+	c := m.c
+	if !settled {
+		c.watch.start(c.g, m.reads, c.g.cfg.Bounds.Head, idle)
+		return
+	}
+	c.watch.start(c.g, m.reads, 0, idle)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.boundIdle()
+}
+
+// boundIdle bounds the wait for frames if no call is in progress; m.mu is held.
+func (m *mux) boundIdle() {
+	if m.core.Streams() > 0 {
+		return
+	}
+	bound := m.c.g.cfg.Bounds.Idle
+	if m.left != 0 {
+		bound = maxDrain
+	}
+	m.c.watch.restart(m.c.g, m.reads, bound, idle)
+}
+
+// leave tells the peer when the connection should make way, and reports whether
+// it has.
+func (m *mux) leave() bool {
+	c := m.c
+	if !c.g.draining.Load() && (c.at != Inbound || time.Now().Before(c.peer.renew)) {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := c.g.clock.Nanos()
+	if m.left == 0 {
+		m.left = now
+	}
+	m.core.GoAway()
+	m.flushLocked()
+	return m.core.Drained() || m.core.Streams() == 0 && now-m.left > int64(maxDrain)
+}
+
+// batch handles what one read gave. All that it answers leaves in one write.
+func (m *mux) batch(in []byte) error {
+	var over error
+	m.mu.Lock()
+	for {
+		n, ev, err := m.core.Next(in, m.c.g.clock.Nanos())
+		if over = err; err != nil {
+			break
+		}
+		if in = in[n:]; ev.Kind != http2.None {
+			m.handle(&ev)
+		} else if len(in) == 0 {
+			break
+		}
+	}
+	begun := m.begun
+	m.mu.Unlock()
+	for _, l := range begun {
+		m.begin(l)
+	}
+	clear(m.begun)
+	m.begun = m.begun[:0]
+	m.flush()
+	return over
+}
+
+// handle takes one event; m.mu is held.
+func (m *mux) handle(ev *http2.Event) {
+	switch ev.Kind {
+	case http2.Begin, http2.Refused:
+		l := m.newLane(ev)
+		m.begun = append(m.begun, l)
+		if ev.Err == nil || ev.Err.Status != 0 {
+			m.lanes[l.id] = l
+		}
+	case http2.Writable:
+		if l := m.lanes[ev.Stream]; l != nil {
+			l.cond.Broadcast()
+		} else if m.waiting > 0 {
+			m.wake()
+		}
+	case http2.Data, http2.Trailers, http2.Reset:
+		if l := m.lanes[ev.Stream]; l != nil {
+			l.take(ev)
+		}
+	}
+}
+
+// begin starts the call of a stream, if the gate has room for it.
+func (m *mux) begin(l *lane) {
+	g := m.c.g
+	if !g.open.admit(m.c.peer.addr, false) {
+		m.mu.Lock()
+		m.core.Reset(l.id, http2.RefusedStream) // it may be tried elsewhere (RFC 9113 8.7)
+		m.mu.Unlock()
+		l.Close()
+		l.release()
+		return
+	}
+	m.serving.Add(1)
+	go l.run()
+}
+
+// flush writes the core's output, unless somebody else does.
+func (m *mux) flush() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.flushLocked()
+}
+
+// flushLocked is flush for who holds m.mu, which it lets go while it writes.
+func (m *mux) flushLocked() {
+	if m.writing {
+		return
+	}
+	c := m.c
+	for round := 0; ; round++ {
+		out := m.core.Output()
+		if len(out) == 0 || m.err != nil {
+			return
+		}
+		if round == maxRounds {
+			m.serving.Add(1)
+			go func() {
+				defer m.serving.Done()
+				m.flush()
+			}()
+			return
+		}
+		m.writing = true
+		m.mu.Unlock()
+		c.bodyWatch.start(c.g, m.writes, c.g.cfg.Bounds.Stall, busy)
+		n, err := m.net.Write(out)
+		c.bodyWatch.stop()
+		m.mu.Lock()
+		m.writing = false
+		m.written.Broadcast()
+		m.core.Sent(n)
+		if err != nil {
+			m.endLocked(err)
+			// The reader learns of it too.
+			m.reads.SetDeadline(past)
+		}
+		if m.waiting > 0 {
+			m.wake()
+		}
+	}
+}
+
+// wake makes every lane look again; m.mu is held.
+func (m *mux) wake() {
+	for _, l := range m.lanes {
+		l.cond.Broadcast()
+	}
+}
+
+// end makes every call in progress fail at its next read or write.
+func (m *mux) end(err error) {
+	if e, ok := errors.AsType[*http2.Error](err); ok {
+		m.confess(e)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for m.writing {
+		m.written.Wait()
+	}
+	m.flushLocked() // what the core said last
+	m.endLocked(err)
+}
+
+func (m *mux) endLocked(err error) {
+	if err == nil {
+		err = net.ErrClosed
+	}
+	if m.err == nil {
+		m.err = err
+	}
+	m.wake()
+}
+
+// confess records why a peer was sent away: as a request that is none, like
+// what cannot be read of HTTP/1.1. The core has told the peer.
+func (m *mux) confess(e *http2.Error) {
+	l := m.newLane(&http2.Event{Kind: http2.Refused, Err: e})
+	defer l.release()
+	c := m.c
+	c.net = l
+	c.hold()
+	c.refuseMalformed(&http1.Error{Status: 400, Reason: e.Reason})
+	c.watch.stop()
+	c.net, c.lingers = m.net, false
+}
