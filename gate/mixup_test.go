@@ -23,7 +23,7 @@ services:
   web:
     operations: {page: 'GET /pages/{nonce}/{mode}/{size}', look: 'HEAD /pages/{nonce}/{mode}/{size}', send: 'POST /pages/{nonce}/{mode}/{size}'}
     callers: {anyone: all}
-    timeout: 5s
+    timeout: 1s
     maxBody: 16MiB
 `
 
@@ -97,7 +97,8 @@ func confusing(c net.Conn, r *bufio.Reader) {
 // somebody else's, and never a part that looks like the whole.
 func TestClass09NoAnswerOfAnother(t *testing.T) {
 	t.Parallel()
-	e := setup{addresses: map[string]string{"web": app(t, confusing)}}.start(t, pages)
+	patient := strings.Replace(pages, "timeout: 1s", "timeout: 5s", 1) // also on a busy machine
+	e := setup{addresses: map[string]string{"web": app(t, confusing)}}.start(t, patient)
 	modes := []string{"length", "length", "length", "chunks", "chunks", "close", "none", "interim", "more", "cut", "invalid", "silent"}
 	var wg sync.WaitGroup
 	for client := range 12 {
