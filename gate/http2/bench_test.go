@@ -82,7 +82,7 @@ func TestRequestAllocatesNothing(t *testing.T) {
 		for range 100 {
 			round()
 		}
-		if n := testing.AllocsPerRun(1000, round); n != 0 {
+		if n := testing.AllocsPerRun(1000, round); n > poolLosses {
 			t.Errorf("%s: %v allocations per request", name, n)
 		}
 	}
