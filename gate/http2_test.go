@@ -222,7 +222,7 @@ func TestHTTP2Inbound(t *testing.T) {
 		}
 		conf := spiffe.ClientConfig(source, "spiffe://shop.example/orders")
 		conf.NextProtos = []string{"h2"}
-		tr := &xhttp2.Transport{DialTLSContext: func(context.Context, string, string, *tls.Config) (net.Conn, error) {
+		tr := &http.Transport{ForceAttemptHTTP2: true, DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
 			return tls.Dial("tcp", e.in["orders"], conf)
 		}}
 		req, _ := http.NewRequest(test.method, "https://orders"+test.path, nil)

@@ -28,7 +28,6 @@ type peer struct {
 	now   int64
 	cut   int  // feed so many bytes at a time; 0 for all
 	keep  bool // do not consume data by itself
-	mute  bool // do not read output
 }
 
 // newPeer makes a connection with the greetings exchanged.
