@@ -127,7 +127,7 @@ func (t *trier) outside() {
 		}
 		t.add("a path that two programs could read differently", "%s --path-as-is '%s%s/%%2e%%2e/admin'", curl, url, strings.TrimSuffix(path, "/")).
 			refused(400, "path_dot_segment")
-		t.add("two lengths in one request, as smugglers send", "%s -X POST -H 'Content-Length: 5' -H 'Transfer-Encoding: chunked' -d hello %s%s", curl, url, path).
+		t.add("two lengths in one request, as smugglers send", "%s --http1.1 -X POST -H 'Content-Length: 5' -H 'Transfer-Encoding: chunked' -d hello %s%s", curl, url, path).
 			refused(400, "length_and_transfer_encoding")
 	}
 	t.add("an operation that no contract has", "%s %s/no/such/thing", curl, url).refused(404, merlon.ReasonNoOperation)

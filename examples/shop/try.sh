@@ -102,10 +102,10 @@ edge 'dots in the path, encoded' '400 path_dot_segment' /products/%2e%2e/orders 
 edge 'a slash in the path, encoded' '400 path_encoded_slash' /products%2fanvil --path-as-is
 edge 'a NUL in the path' '400 path_control' /products/%00 --path-as-is
 edge 'two lengths for one body, as smugglers send' '400 length_and_transfer_encoding' /checkout \
-  -H 'Content-Length: 5' -H 'Transfer-Encoding: chunked' -d hello
+  --http1.1 -H 'Content-Length: 5' -H 'Transfer-Encoding: chunked' -d hello
 head -c 2097152 /dev/zero >"$tmp/large"
 edge 'a body beyond the bound' '413 body_too_large' /checkout -H "$json" -H 'Expect:' --data-binary "@$tmp/large"
-edge 'a change of protocol' '501 upgrade_not_spoken' /products -H 'Connection: Upgrade' -H 'Upgrade: websocket'
+edge 'a change of protocol' '501 upgrade_not_spoken' /products --http1.1 -H 'Connection: Upgrade' -H 'Upgrade: websocket'
 support=$(bearer staff support) # of one person: four calls are left of the burst of five
 for _ in 1 2 3 4 5 6; do
   curl -sS -o "$tmp/body" --cacert "$cert" -H "$support" "$url/orders" || failed=1
@@ -122,7 +122,7 @@ inside web 'web charges a card, which it may not' '404 no_service' -X POST -H "$
 try "a stranger on this host borrows web's gate" '403 not_own_workload' -x "http://$web" http://catalog/products
 edge 'web asks the ledger by mistake: its gate knows no ledger' 404 /balance
 grep -q no_service "$tmp/body" || line 'another answer' no_service 'the gate says why'
-try 'straight to the gate of payments, without an identity' curl:56 -k -X POST "https://$payments/charges"
+try 'straight to the gate of payments, without an identity' curl:56 -k --http1.1 -X POST "https://$payments/charges"
 
 echo
 echo "Questions"
