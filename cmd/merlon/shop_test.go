@@ -95,7 +95,7 @@ func TestShop(t *testing.T) {
 		if wrong := try.wrong(string(out), err); wrong != "" {
 			t.Errorf("%s\n%s\n%s\n%s", try.About, command, wrong, out)
 		}
-		if m := regexp.MustCompile(`(?m)^Merlon-Request-Id: (\w+)`).FindStringSubmatch(string(out)); m != nil {
+		if m := regexp.MustCompile(`(?mi)^merlon-request-id: (\w+)`).FindStringSubmatch(string(out)); m != nil {
 			lastID = m[1]
 		}
 	}
@@ -107,7 +107,7 @@ func TestShop(t *testing.T) {
 // wrong says how an answer differs from what the try promised, or "".
 func (t *try) wrong(out string, err error) string {
 	status := 0
-	if m := regexp.MustCompile(`(?m)^HTTP/1.1 (\d+)`).FindStringSubmatch(out); m != nil {
+	if m := regexp.MustCompile(`(?m)^HTTP/[12.]+ (\d+)`).FindStringSubmatch(out); m != nil {
 		status, _ = strconv.Atoi(m[1])
 	}
 	code := 0
@@ -127,9 +127,9 @@ func (t *try) wrong(out string, err error) string {
 		}
 	case status == 0:
 		return "no answer"
-	case t.Status == 0 && strings.Contains(out, "Merlon-Reason"):
+	case t.Status == 0 && strings.Contains(strings.ToLower(out), "merlon-reason"):
 		return "it was refused"
-	case t.Status != 0 && (status != t.Status || !strings.Contains(out, "\nMerlon-Reason: "+string(t.Reason)+"\r\n")):
+	case t.Status != 0 && (status != t.Status || !strings.Contains(strings.ToLower(out), "\nmerlon-reason: "+string(t.Reason)+"\r\n")):
 		return fmt.Sprintf("not %d %s", t.Status, t.Reason)
 	case t.Status != 0 && !strings.Contains(t.About, fmt.Sprint(t.Status)):
 		return "the text does not say what to expect"
