@@ -143,19 +143,13 @@ func (c *Control) commit(ctx context.Context, l *intent.Loaded, opt ApplyOptions
 	}
 	begun := c.opt.Now()
 	f.commit = commit
-	quiet, err := c.deliver(f, places, all)
-	if err != nil {
+	if err := c.deliver(f, places, all); err != nil {
 		c.committed(f)
 		return nil, fmt.Errorf("the intent is recorded, but its orders could not be written: %w", err)
 	}
-	c.await(ctx, quiet)
-	took := c.opt.Now().Sub(begun)
-	problems := c.committed(f)
-
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	res := c.result(commit, false, append(warnings, plan.Problems...))
-	res.Problems, res.Took = problems, took
+	res := c.await(ctx, commit)
+	res.Took, res.Warnings = c.opt.Now().Sub(begun), append(warnings, plan.Problems...)
+	res.Problems = c.committed(f)
 	return res, nil
 }
 
@@ -166,15 +160,9 @@ func (c *Control) again(ctx context.Context, f *force, warnings merlon.Diagnosti
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	quiet := c.quiet
-	c.mu.Unlock()
-	c.await(ctx, quiet)
-	problems := c.committed(f)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	res := c.result(f.commit, true, append(warnings, more...))
-	res.Problems = problems
+	res := c.await(ctx, f.commit)
+	res.Unchanged, res.Warnings = true, append(warnings, more...)
+	res.Problems = c.committed(f)
 	return res, nil
 }
 
@@ -209,10 +197,9 @@ func (c *Control) committed(f *force) merlon.Diagnostics {
 	return c.opt.Committed(f.intent)
 }
 
-// deliver puts f in force, sends every gate its orders, and returns a channel
-// that closes when all gates have answered. Only the given places, or all, may
-// have other orders than before.
-func (c *Control) deliver(f *force, places map[merlon.Place]bool, all bool) (<-chan struct{}, error) {
+// deliver puts f in force and sends every gate its orders. Only the given
+// places, or all, may have other orders than before.
+func (c *Control) deliver(f *force, places map[merlon.Place]bool, all bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.inForce = f
@@ -222,26 +209,35 @@ func (c *Control) deliver(f *force, places map[merlon.Place]bool, all bool) (<-c
 			continue
 		}
 		if err := c.order(f, p); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return c.quiet, nil
+	return nil
 }
 
-// await waits until all gates have answered, for as long as a change may take.
-func (c *Control) await(ctx context.Context, quiet <-chan struct{}) {
-	t := time.NewTimer(c.opt.AckWait)
-	defer t.Stop()
-	select {
-	case <-quiet:
-	case <-t.C:
-	case <-ctx.Done():
+// await waits until all gates have answered, for as long as a change may take,
+// and says how they stand then. A gate that comes or goes meanwhile gives
+// others new orders; those are waited for as well.
+func (c *Control) await(ctx context.Context, commit Commit) *Result {
+	ctx, cancel := context.WithTimeout(ctx, c.opt.AckWait)
+	defer cancel()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.waiting > 0 && ctx.Err() == nil {
+		quiet := c.quiet
+		c.mu.Unlock()
+		select {
+		case <-quiet:
+		case <-ctx.Done():
+		}
+		c.mu.Lock()
 	}
+	return c.result(commit)
 }
 
 // result needs c.mu.
-func (c *Control) result(commit Commit, unchanged bool, warnings merlon.Diagnostics) *Result {
-	r := &Result{Commit: commit, Unchanged: unchanged, Warnings: warnings, Live: true, Gates: c.gates()}
+func (c *Control) result(commit Commit) *Result {
+	r := &Result{Commit: commit, Live: true, Gates: c.gates()}
 	for _, g := range r.Gates {
 		if g.Behind != "" {
 			r.Live = false
