@@ -70,6 +70,7 @@ type Gateway struct {
 	Certificate    Certificate `json:"certificate"`
 	MinTLS         string      `json:"minTLS"`                  // "1.3" or "1.2"
 	TrustedProxies []string    `json:"trustedProxies,omitzero"` // CIDRs whose X-Forwarded-For is believed
+	ProxyProtocol  []string    `json:"proxyProtocol,omitzero"`  // CIDRs whose connections begin with a PROXY protocol header
 	Logins         []LoginRule `json:"logins,omitzero"`         // in the order of Name
 	Limit          *Limit      `json:"limit,omitzero"`
 }
@@ -134,6 +135,9 @@ type Service struct {
 	MaxBody    int64         `json:"maxBody"`             // bytes of a request body
 	Slashes    bool          `json:"slashes,omitzero"`    // %2F stays inside one segment instead of being refused
 	Run        *Run          `json:"run,omitzero"`
+	// LocalPorts are where the service's own gate offers it services that speak
+	// TCP: a port of the loopback address for the name of each.
+	LocalPorts map[string]uint16 `json:"localPorts,omitzero"`
 }
 
 // Operation finds an operation by name, or returns nil.
@@ -151,12 +155,13 @@ func (s *Service) Operation(name string) *Operation {
 type Protocol uint8
 
 const (
-	HTTP Protocol = iota // HTTP/1.1
-	GRPC                 // gRPC over HTTP/2
-	TCP                  // bytes; rules are about identity only
+	HTTP  Protocol = iota // HTTP; the service reads HTTP/1.1
+	GRPC                  // gRPC, over HTTP/2
+	TCP                   // bytes; rules are about identity only
+	HTTP2                 // HTTP; the service reads HTTP/2
 )
 
-var protocols = [...]string{"http", "grpc", "tcp"}
+var protocols = [...]string{"http", "grpc", "tcp", "http2"}
 
 // String is the protocol's word in the intent.
 func (p Protocol) String() string { return enumName(protocols[:], int(p)) }
@@ -193,6 +198,11 @@ type Operation struct {
 	Path   string      `json:"path"` // template, such as /orders/{id}; {rest...} ends one that takes many segments
 	Params []ParamSpec `json:"params,omitzero"`
 	Pos    Pos         `json:"pos"` // in the contract
+	// Streams says that messages may come and go for as long as both sides like:
+	// a streaming rpc.
+	Streams bool `json:"streams,omitzero"`
+	// WebSocket says that a GET may become a WebSocket (RFC 6455, RFC 8441).
+	WebSocket bool `json:"webSocket,omitzero"`
 }
 
 // ParamSpec is a parameter that an operation's contract declares.

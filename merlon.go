@@ -249,8 +249,9 @@ func (p Place) Workload() string {
 }
 
 // OrdersVersion is the version of the Orders a control plane writes and a gate
-// reads. A gate refuses any other. History: 1, the first.
-const OrdersVersion = 1
+// reads. A gate refuses any other. History: 1, the first; 2, HTTP/2 and gRPC to
+// services, WebSockets, bytes over TCP.
+const OrdersVersion = 2
 
 // Orders is all that one place needs to enforce the policy, and nothing else.
 // They carry no secret: keys and certificates come from the authority.

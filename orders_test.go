@@ -67,9 +67,9 @@ func TestDecodeOrdersRefuses(t *testing.T) {
 	text := string(raw)
 	for name, tc := range map[string]struct{ text, want string }{
 		"nothing":         {"", "cannot be read"},
-		"other version":   {strings.Replace(text, `"version":1`, `"version":2`, 1), "version 2; this program reads version 1"},
+		"other version":   {strings.Replace(text, `"version":2`, `"version":1`, 1), "version 1; this program reads version 2"},
 		"no version":      {`{}`, "version 0"},
-		"unknown field":   {strings.Replace(text, `"version":1`, `"version":1,"tarpit":true`, 1), `unknown field "tarpit"`},
+		"unknown field":   {strings.Replace(text, `"version":2`, `"version":2,"tarpit":true`, 1), `unknown field "tarpit"`},
 		"unknown inside":  {strings.Replace(text, `"caller":"web"`, `"caller":"web","unless":"x"`, 1), `unknown field "unless"`},
 		"unknown mode":    {strings.Replace(text, `"mode":"shadow"`, `"mode":"dream"`, 1), `"dream" is no mode`},
 		"changed":         {strings.Replace(text, `"caller":"web"`, `"caller":"anyone"`, 1), "their hash is"},
@@ -96,7 +96,7 @@ func FuzzDecodeOrders(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(text)
-	f.Add([]byte(`{"version":1}`))
+	f.Add([]byte(`{"version":2}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		o, err := DecodeOrders(text)
 		if err != nil {

@@ -165,7 +165,7 @@ func TestConnectRefuses(t *testing.T) {
 		change func(*Hello)
 		want   string
 	}{
-		{func(h *Hello) { h.Version = merlon.OrdersVersion + 1 }, "reads orders of version 2; this control plane writes version 1"},
+		{func(h *Hello) { h.Version = merlon.OrdersVersion + 1 }, "reads orders of version 3; this control plane writes version 2"},
 		{func(h *Hello) { h.Protocols = nil }, "speaks no protocol"},
 		{func(h *Hello) { h.Address = "" }, "has no address"},
 	} {

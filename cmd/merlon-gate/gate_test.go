@@ -297,7 +297,7 @@ func TestOrders(t *testing.T) {
 		{"widened by hand", func(b []byte) []byte {
 			return bytes.Replace(b, []byte(`"operations":["hello"]`), []byte(`"operations":["hello","slow"]`), 1)
 		}, "their hash is"},
-		{"of tomorrow", func(b []byte) []byte { return bytes.Replace(b, []byte(`"version":1`), []byte(`"version":2`), 1) }, "reads version 1"},
+		{"of yesterday", func(b []byte) []byte { return bytes.Replace(b, []byte(`"version":2`), []byte(`"version":1`), 1) }, "reads version 2"},
 		{"with a field unknown", func(b []byte) []byte { return append([]byte(`{"more":1,`), b[1:]...) }, "unknown field"},
 		{"for another place", func(b []byte) []byte {
 			o, err := merlon.DecodeOrders(b)

@@ -157,3 +157,11 @@ func AppendChunkSize(dst []byte, n int) []byte {
 
 // AppendLastChunk appends the end of a chunked body.
 func AppendLastChunk(dst []byte) []byte { return append(dst, "0\r\n\r\n"...) }
+
+// AppendTrailer appends the end of a chunked body with a trailer section (RFC
+// 9112 7.1.2): the fields that have none of the classes in drop.
+func AppendTrailer(dst []byte, fields []Field, drop Class) []byte {
+	dst = append(dst, "0\r\n"...)
+	dst = AppendFields(dst, fields, drop)
+	return append(dst, "\r\n"...)
+}
