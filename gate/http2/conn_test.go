@@ -108,7 +108,7 @@ func TestFrames(t *testing.T) {
 		{"push", func(p *peer) {
 			p.WritePushPromise(xhttp2.PushPromiseParam{StreamID: 1, PromiseID: 2, EndHeaders: true})
 		},
-			[]string{"over PROTOCOL_ERROR push_from_client"}, []string{"goaway 0 PROTOCOL_ERROR push_from_client"}},
+			[]string{"over PROTOCOL_ERROR push_refused"}, []string{"goaway 0 PROTOCOL_ERROR push_refused"}},
 		{"even stream", func(p *peer) { p.request(2, true, get...) }, []string{"over PROTOCOL_ERROR stream_id_invalid"}, nil},
 		{"idle", func(p *peer) { p.WriteData(1, true, nil) }, []string{"over PROTOCOL_ERROR stream_idle"}, nil},
 		{"frame too large", func(p *peer) { begun(p); p.WriteData(1, true, make([]byte, 16385)) }, []string{begin, "over FRAME_SIZE_ERROR frame_too_large"}, nil},
