@@ -15,14 +15,25 @@ type Response struct {
 	list
 }
 
-// Room is how many streams a client may open now; none ever again when the
-// connection is over or the server has gone away.
+// Room is how many streams a client may open now.
 func (c *Conn) Room() int {
-	if c.err != nil || c.peerGoing || c.going != staying || c.newest >= maxWindow-1 {
+	if c.Leaving() {
 		return 0
 	}
 	return max(0, c.most-len(c.ids))
 }
+
+// Leaving reports whether Room is none for ever.
+func (c *Conn) Leaving() bool {
+	return c.err != nil || c.peerGoing || c.going != staying || c.newest >= maxWindow-1
+}
+
+// Ping asks the peer whether it is there; that it is, anything that comes says.
+func (c *Conn) Ping() {
+	c.out = append(appendFrame(c.out, len(presentPing), framePing, 0, 0), presentPing...)
+}
+
+const presentPing = "present?"
 
 // Open begins a stream with a request: those fields that have no class in drop,
 // after Method, Scheme, Host, Path, Query and Protocol; te as Trailers says. All of
