@@ -223,6 +223,8 @@ func (e *estate) readContract(s *serviceDef, rec *recorder) {
 	}
 	s.Operations = slices.Clone(c.Operations)
 	switch {
+	case s.Protocol == merlon.HTTP2 && c.Protocol == merlon.HTTP:
+		// A contract for HTTP does not say which version is read.
 	case s.protocol != nil && s.Protocol != c.Protocol:
 		e.report.add(*s.protocol, codeContradiction, "remove the protocol: the contract says it", []merlon.Pos{s.contract.pos},
 			"protocol is %v here and %v in the contract", s.Protocol, c.Protocol)

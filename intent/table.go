@@ -152,7 +152,7 @@ func serviceKeys(operations, callers *shape) []key {
 			example: "trustDomain: shop.example\nservices:\n  catalog:\n    operations:\n      browse: GET /products/{id}\n      search: GET /products?q&page\n"},
 		{name: "protocol", def: "what the contract says, else `http`",
 			doc:     "What the service speaks. `tcp` is bytes: rules for it are about identity alone and say `all`.",
-			shape:   &shape{text: &text{what: "http, grpc or tcp", enum: []string{"http", "grpc", "tcp"}}},
+			shape:   &shape{text: &text{what: "http, http2, grpc or tcp", enum: []string{"http", "http2", "grpc", "tcp"}}},
 			example: "trustDomain: shop.example\nservices:\n  payments: {}\n  ledger:\n    protocol: tcp\n    callers: {payments: all}\n"},
 		{name: "callers", shape: callers,
 			doc:     "Who may call this service: a service, a login, or `anyone` (everyone who comes through the gateway, with or without a login). What they may call: `all`, a list of operations, a mapping with conditions, or a list of such mappings. Who is not here is denied.",
