@@ -235,6 +235,7 @@ func (l *upLane) open(req *http1.Request) error {
 		case !errors.Is(err, http2.ErrFull):
 			return &refusedError{errGoneAway}
 		}
+		m.opening = append(m.opening, l)
 		if err := l.await(); err != nil {
 			return err
 		}

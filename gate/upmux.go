@@ -31,7 +31,8 @@ type upMux struct {
 	mu       sync.Mutex
 	core     http2.Conn
 	lanes    map[uint32]*upLane
-	promised int // lanes whose stream has not begun
+	promised int       // lanes whose stream has not begun
+	opening  []*upLane // of these, some that wait for room in the output
 	err      error
 	closing  bool      // all there is to write is to be written, and no more
 	output   sync.Cond // there is something to write, or the end
@@ -227,6 +228,11 @@ func (m *upMux) wake() {
 	for _, l := range m.lanes {
 		l.cond.Broadcast()
 	}
+	for _, l := range m.opening {
+		l.cond.Broadcast()
+	}
+	clear(m.opening)
+	m.opening = m.opening[:0]
 }
 
 // listen finds out whether an upstream that says nothing while calls wait is
