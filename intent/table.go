@@ -151,7 +151,7 @@ func serviceKeys(operations, callers *shape) []key {
 			doc:     "Operations named here, for a service without a contract or beside it: `METHOD /path`, with `{name}` for one segment, `{name...}` at the end for all that follow, and `?a&b` for the query parameters that conditions may use.",
 			example: "trustDomain: shop.example\nservices:\n  catalog:\n    operations:\n      browse: GET /products/{id}\n      search: GET /products?q&page\n"},
 		{name: "protocol", def: "what the contract says, else `http`",
-			doc:     "What the service speaks. `tcp` is bytes: rules for it are about identity alone and say `all`.",
+			doc:     "What the service speaks. `http` is HTTP read as HTTP/1.1, `http2` as HTTP/2: without TLS between a service and its gate, and known beforehand. `grpc` is what a protobuf contract says. `tcp` is bytes: rules for it are about identity alone and say `all`.",
 			shape:   &shape{text: &text{what: "http, http2, grpc or tcp", enum: []string{"http", "http2", "grpc", "tcp"}}},
 			example: "trustDomain: shop.example\nservices:\n  payments: {}\n  ledger:\n    protocol: tcp\n    callers: {payments: all}\n"},
 		{name: "callers", shape: callers,
