@@ -255,12 +255,6 @@ const intentLength = 16
 // record writes the line of evidence for the call.
 func (c *conn) record(status int, sent int64) {
 	x := &c.x
-	stats := &c.g.stats
-	if x.verdict.Effect == merlon.Allow {
-		stats.Allowed.Add(1)
-	} else {
-		stats.Denied.Add(1)
-	}
 	r := &c.rec
 	*r = record.Record{
 		Time:       x.start.UnixNano(),
@@ -288,6 +282,7 @@ func (c *conn) record(status int, sent int64) {
 	if x.f != nil {
 		r.Intent = x.f.orders.Of[:min(len(x.f.orders.Of), intentLength)]
 	}
+	c.count(r)
 	var err error
 	if c.reserved {
 		c.reserved = false
