@@ -28,6 +28,7 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 	}
 	nc, sock, below, err := ep.connect(ctx, config)
 	if err == nil {
+		ep.c.counts.connects.Add(1)
 		var raw syscall.RawConn
 		if sc, ok := sock.(syscall.Conn); ok {
 			raw, _ = sc.SyscallConn()
@@ -45,6 +46,7 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 
 // undialled counts that no connection could be made, and gives its place up.
 func (ep *endpoint) undialled(t *trial, err error) *Error {
+	ep.c.counts.failed.Add(1)
 	ep.failed(*t)
 	*t = none
 	ep.c.resolveSoon(ep)
