@@ -151,7 +151,11 @@ func (c *Conn) Next(in []byte, now int64) (n int, ev Event, err error) {
 // fail ends the connection (RFC 9113 5.4.1).
 func (c *Conn) fail(e *Error) {
 	c.err = e
-	c.appendGoAway(c.newest, e.Code, e.Reason)
+	last := c.newest
+	if c.cfg.Client {
+		last = 0 // of the server's own, which there are none of
+	}
+	c.appendGoAway(last, e.Code, e.Reason)
 }
 
 // broken makes the error that ends a connection.
