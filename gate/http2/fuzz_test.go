@@ -126,7 +126,7 @@ func runClient(t *testing.T, raw []byte, cut int) (events []string, out []byte) 
 		c.Open(&http2.Request{Method: method, Scheme: "http", Host: "app", Path: "/"}, 0, i%2 == 0)
 	}
 	p.in.Write(raw)
-	events = p.feed()
+	events = merge(p.feed())
 	for i := range 6 {
 		c.WriteData(id(i), make([]byte, 200), i%2 == 0)
 		if i%3 == 0 {

@@ -110,7 +110,7 @@ func (p *peer) feed() (events []string) {
 		in = in[n:]
 		if err != nil {
 			e := err.(*http2.Error)
-			return append(merge(events), fmt.Sprintf("over %v %s", xhttp2.ErrCode(e.Code), e.Reason))
+			return append(events, fmt.Sprintf("over %v %s", xhttp2.ErrCode(e.Code), e.Reason))
 		}
 		if ev.Kind != http2.None {
 			events = append(events, p.word(&ev))
