@@ -36,7 +36,8 @@ type upMux struct {
 	err      error
 	closing  bool      // all there is to write is to be written, and no more
 	output   sync.Cond // there is something to write, or the end
-	full     int       // lanes that wait to write
+	writer   sync.WaitGroup
+	full     int // lanes that wait to write
 
 	// Whether the upstream is alive is asked when calls wait and nothing comes.
 	silence    *time.Timer
@@ -89,6 +90,7 @@ func (g *Gate) newUpMux(first *upstream.Conn, changed func()) (upstream.Mux, err
 		Fields:     maxHTTP2Fields,
 	})
 	m.silence = time.AfterFunc(m.every, m.listen)
+	m.writer.Add(1)
 	go m.read()
 	go m.write()
 	return m, nil
@@ -136,6 +138,8 @@ func (m *upMux) read() {
 		}
 		if err != nil {
 			m.end(err)
+			m.writer.Wait()
+			m.first.Socket().Close()
 			return
 		}
 	}
@@ -188,9 +192,9 @@ func (m *upMux) handle(ev *http2.Event) {
 	}
 }
 
-// write writes what the core has to say, until the connection is over, and then
-// closes it.
+// write writes what the core has to say, until the connection is over.
 func (m *upMux) write() {
+	defer m.writer.Done()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for {
@@ -200,20 +204,23 @@ func (m *upMux) write() {
 				m.output.Wait()
 				continue
 			}
-			break
+			m.first.Socket().SetReadDeadline(past)
+			return
 		}
 		m.mu.Unlock()
 		n, err := m.first.Conn.Write(out)
 		m.mu.Lock()
-		if err != nil {
-			m.endLocked(err)
-			break
+		if m.core.Sent(n); err != nil {
+			// What the upstream has said before it closed may still be read, such
+			// as which calls it did nothing about.
+			m.closing = true
+			m.first.Socket().SetReadDeadline(time.Now().Add(maxDrain))
+			return
 		}
-		if m.core.Sent(n); m.full > 0 {
+		if m.full > 0 {
 			m.wake()
 		}
 	}
-	m.first.Socket().Close() // the reader learns of it too
 }
 
 // signal has the writer look; m.mu is held.
