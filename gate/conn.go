@@ -376,4 +376,5 @@ func (x *exchange) begin() {
 	if x.id == "" {
 		x.id = x.g.ids.next(x.idBuf[:0])
 	}
+	x.joinTrace()
 }

@@ -31,6 +31,7 @@ import (
 	"merlon/identity/assertion"
 	"merlon/identity/spiffe"
 	"merlon/internal/coarse"
+	"merlon/internal/otlp"
 	"merlon/record"
 )
 
@@ -105,6 +106,7 @@ type Gate struct {
 	draining atomic.Bool
 	proofs   atomic.Uint64 // how often local callers had to prove themselves anew
 	metrics  metrics
+	spans    *otlp.Exporter
 	// placeName is the place as records have it.
 	placeName string
 }
@@ -128,6 +130,7 @@ func New(cfg Config) (*Gate, error) {
 		placeName: cfg.Place.String(),
 	}
 	g.signer = assertion.NewSigner(g.signingKey, "spiffe://"+cfg.TrustDomain+"/"+cfg.Place.Workload())
+	g.spans = g.newExporter()
 	g.metrics.init(runtime.GOMAXPROCS(0), cfg.Place.Workload())
 	g.open.init(cfg.Bounds)
 	go g.sweep()
@@ -216,6 +219,7 @@ func (g *Gate) Close() {
 		f.close(nil)
 	}
 	g.open.awaitNone()
+	g.spans.Close()
 	g.open.stop()
 	g.clock.Stop()
 }

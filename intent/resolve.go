@@ -52,7 +52,7 @@ func (e *estate) resolve(rec *recorder) {
 
 // intent is the whole, once nothing is wrong with it.
 func (e *estate) intent() *merlon.Intent {
-	in := &merlon.Intent{TrustDomain: e.trustDomain, Mode: e.mode, Gateway: e.gateway}
+	in := &merlon.Intent{TrustDomain: e.trustDomain, Mode: e.mode, Gateway: e.gateway, Telemetry: e.telemetry}
 	for _, l := range e.logins {
 		in.Gateway.Logins = append(in.Gateway.Logins, l.LoginRule)
 	}

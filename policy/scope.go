@@ -61,7 +61,7 @@ func (sc *Scoper) outside(caller string) bool {
 // Scope is the part of the intent that concerns place; see the function Scope.
 func (sc *Scoper) Scope(place merlon.Place) merlon.Intent {
 	p := &part{Scoper: sc, services: map[string]*merlon.Service{}, named: map[string]bool{}}
-	out := merlon.Intent{TrustDomain: sc.in.TrustDomain, Mode: sc.in.Mode}
+	out := merlon.Intent{TrustDomain: sc.in.TrustDomain, Mode: sc.in.Mode, Telemetry: sc.in.Telemetry}
 	if place == merlon.Edge {
 		if sc.in.Gateway == nil {
 			return out
