@@ -163,7 +163,7 @@ type registry struct {
 	clients   map[netip.Addr]int
 	admitted  int
 	listeners []net.Listener
-	closed    bool
+	closed    bool      // nothing is admitted any more
 	empty     sync.Cond // admitted became 0
 	done      chan struct{}
 	stopOnce  sync.Once
@@ -254,6 +254,12 @@ func (r *registry) addListener(l net.Listener) bool {
 	return true
 }
 
+func (r *registry) listens() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.listeners) > 0
+}
+
 func (r *registry) closeListeners() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -301,6 +307,7 @@ func (g *Gate) sweep() {
 			return
 		case <-tick.C:
 			now := g.clock.Nanos()
+			g.swept.Store(now)
 			g.open.each(func(w *watch) { w.expire(now) })
 			if !g.cfg.Portable {
 				g.open.eachConn(func(c *conn) { c.watch.look(c.look) })
