@@ -120,21 +120,17 @@ type stand struct {
 	out    string // address
 	client *http.Client
 	ended  chan error
-
-	mu  sync.Mutex
-	log bytes.Buffer
 }
 
-func (s *stand) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.log.Write(p)
-}
-
+// said is the log of the gate, and of those that took its place: a file, for a
+// pipe would be open until the last of them ends.
 func (s *stand) said() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.log.String()
+	s.t.Helper()
+	text, err := os.ReadFile(filepath.Join(s.dir, "log"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(text)
 }
 
 func newStand(t *testing.T, h http.Handler) *stand {
@@ -217,22 +213,39 @@ func (s *stand) orders(callers string, change func([]byte) []byte) string {
 }
 
 // start runs the gate and waits until it serves.
-func (s *stand) start() {
+func (s *stand) start(more ...string) {
 	s.t.Helper()
-	s.cmd = exec.Command(build(s.t), "-orders", filepath.Join(s.dir, "orders.json"), "-svid", s.dir,
-		"-records", filepath.Join(s.dir, "records"), "-in", "127.0.0.1:0", "-out", "127.0.0.1:0")
-	s.cmd.Stderr = s
-	if err := s.cmd.Start(); err != nil {
+	s.run(exec.Command(build(s.t), s.arguments(more...)...))
+	s.url, s.out = "https://"+s.address("in"), s.address("out")
+}
+
+func (s *stand) arguments(more ...string) []string {
+	return append([]string{"-orders", filepath.Join(s.dir, "orders.json"), "-svid", s.dir, "-records", filepath.Join(s.dir, "records"),
+		"-in", "127.0.0.1:0", "-out", "127.0.0.1:0"}, more...)
+}
+
+// run runs the gate, until the test or the gate ends it.
+func (s *stand) run(cmd *exec.Cmd) {
+	s.t.Helper()
+	log, err := os.Create(filepath.Join(s.dir, "log"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer log.Close()
+	s.cmd, cmd.Stdout, cmd.Stderr = cmd, log, log
+	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { s.cmd.Process.Kill(); <-s.ended })
 	go func() { s.ended <- s.cmd.Wait() }()
-	address := func(at string) string {
-		found := regexp.MustCompile("at=" + at + ` address=(\S+)`)
-		s.until("it serves", func() bool { return found.MatchString(s.said()) })
-		return found.FindStringSubmatch(s.said())[1]
-	}
-	s.url, s.out = "https://"+address("in"), address("out")
+}
+
+// address is where the gate serves.
+func (s *stand) address(at string) string {
+	s.t.Helper()
+	found := regexp.MustCompile("at=" + at + ` address=(\S+)`)
+	s.until("it serves", func() bool { return found.MatchString(s.said()) })
+	return found.FindStringSubmatch(s.said())[1]
 }
 
 func (s *stand) until(what string, ok func() bool) {
