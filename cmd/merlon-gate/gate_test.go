@@ -114,6 +114,7 @@ const trustDomain = "gate.example"
 type stand struct {
 	t      *testing.T
 	dir    string
+	auth   *authority.Authority
 	app    string
 	cmd    *exec.Cmd
 	url    string
@@ -143,7 +144,8 @@ func newStand(t *testing.T, h http.Handler) *stand {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { a.Close() })
-	s.svid(a)
+	s.auth = a
+	s.svid("b")
 	s.orders("callers: {a: [hello, slow]}", nil)
 	source, err := a.Source(t.Context(), "spiffe://"+trustDomain+"/a", slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -157,13 +159,13 @@ func newStand(t *testing.T, h http.Handler) *stand {
 }
 
 // svid writes the gate's certificate, key and bundle.
-func (s *stand) svid(a *authority.Authority) {
+func (s *stand) svid(name string) {
 	s.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	chain, _, err := a.Issue("spiffe://"+trustDomain+"/b", key.Public(), time.Now())
+	chain, _, err := s.auth.Issue("spiffe://"+trustDomain+"/"+name, key.Public(), time.Now())
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -177,7 +179,7 @@ func (s *stand) svid(a *authority.Authority) {
 	}
 	s.write("svid.pem", certs)
 	s.write("key.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-	s.write("bundle.pem", a.Bundle())
+	s.write("bundle.pem", s.auth.Bundle())
 }
 
 // write replaces a file by a rename, as a careful writer does.
