@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,7 +21,7 @@ import (
 )
 
 // The admin address tells whoever keeps the gate running how it is. It changes
-// nothing, and shows nothing of any call.
+// nothing, and shows nothing of any single call.
 
 // maxAdmin bounds the connections to the admin address: no prober needs more,
 // and more would take from those of calls.
@@ -83,8 +84,10 @@ func (s *server) answerAdmin(w http.ResponseWriter, r *http.Request) {
 		answer = s.livez
 	case "/readyz":
 		answer = s.readyz
+	case "/metrics":
+		answer = s.metrics
 	default:
-		http.Error(w, "there is /livez and /readyz", http.StatusNotFound)
+		http.Error(w, "there is /livez, /readyz and /metrics", http.StatusNotFound)
 		return
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -118,6 +121,16 @@ func (s *server) readyz(w http.ResponseWriter) {
 		reasons = []gate.Problem{}
 	}
 	say(w, len(reasons) == 0, readiness{len(reasons) == 0, s.gate.Hash(), reasons})
+}
+
+func (s *server) metrics(w http.ResponseWriter) {
+	var text bytes.Buffer // whole or not at all
+	if err := s.gate.WriteMetrics(&text); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", gate.MetricsType)
+	w.Write(text.Bytes())
 }
 
 func say(w http.ResponseWriter, good bool, answer any) {

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"merlon/gate"
 )
 
 // TestAdmin: how a gate is, in its whole life.
@@ -49,6 +51,10 @@ func TestAdmin(t *testing.T) {
 	if status := fetch(t, admin, "/readyz", &ready); status != 200 || !ready.Ready || ready.Orders != hash || len(ready.Reasons) > 0 {
 		t.Errorf("%d %+v", status, ready)
 	}
+	s.want("/hello", 200, "done")
+	if text := scrape(t, admin); !strings.Contains(text, "\nmerlon_") || !strings.Contains(text, `operation="hello"`) {
+		t.Errorf("the metrics know of no call:\n%s", text)
+	}
 	answered := make(chan error, 1)
 	go func() {
 		status, says, err := s.get("/slow")
@@ -78,6 +84,21 @@ func TestAdmin(t *testing.T) {
 	if out, err := probe("live"); err == nil || !strings.Contains(out, "refused") {
 		t.Errorf("a gate that has ended is live: %q", out)
 	}
+}
+
+func scrape(t *testing.T, address string) string {
+	t.Helper()
+	c := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := c.Get("http://" + address + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if kind := res.Header.Get("Content-Type"); err != nil || kind != gate.MetricsType {
+		t.Errorf("%v, %q", err, kind)
+	}
+	return string(text)
 }
 
 func fetch(t *testing.T, address, path string, into any) int {

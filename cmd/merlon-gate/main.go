@@ -41,7 +41,7 @@ func parse() (o options, err error) {
 	flag.StringVar(&o.records, "records", "", "`directory` for the records of decisions")
 	flag.StringVar(&o.in, "in", "", "`address` for calls from other gates (a gate beside a service)")
 	flag.StringVar(&o.out, "out", "", "`address` for calls of the own service (a gate beside a service)")
-	flag.StringVar(&o.admin, "admin", "", "`address` for /livez and /readyz, such as 127.0.0.1:9901; default is none")
+	flag.StringVar(&o.admin, "admin", "", "`address` for /livez, /readyz and /metrics, such as 127.0.0.1:9901; default is none")
 	flag.StringVar(&o.probe, "probe", "", "ask the gate at -admin whether it is `live or ready`, and end with status 0 or 1")
 	flag.DurationVar(&o.drain, "drain", 30*time.Second, "how long calls may still take after SIGTERM")
 	flag.DurationVar(&o.outlive, "outlive", time.Hour, "how long calls, streams and WebSockets may still take after an upgrade")
