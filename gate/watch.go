@@ -163,7 +163,8 @@ type registry struct {
 	clients   map[netip.Addr]int
 	admitted  int
 	listeners []net.Listener
-	closed    bool      // nothing is admitted any more
+	deaf      bool      // no listener is added any more
+	closed    bool      // and nothing is admitted
 	empty     sync.Cond // admitted became 0
 	done      chan struct{}
 	stopOnce  sync.Once
@@ -247,7 +248,7 @@ func (r *registry) count() int {
 func (r *registry) addListener(l net.Listener) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
+	if r.deaf {
 		return false
 	}
 	r.listeners = append(r.listeners, l)
@@ -266,7 +267,7 @@ func (r *registry) closeListeners() {
 	for _, l := range r.listeners {
 		l.Close()
 	}
-	r.listeners = nil
+	r.listeners, r.deaf = nil, true
 }
 
 func (r *registry) each(f func(*watch)) {

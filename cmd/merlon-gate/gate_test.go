@@ -91,8 +91,9 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	out, err := exec.Command("go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", bin, ".").CombinedOutput()
-	if err != nil {
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", bin, ".") // as it is shipped
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)
 	}
 	return bin, nil
@@ -434,5 +435,22 @@ func TestGatewayCannotMove(t *testing.T) {
 		if err := follow(nil, new(own), at(":443"), orders); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
+	}
+}
+
+// TestSmall holds the program, and a gate at rest, to what they may weigh.
+func TestSmall(t *testing.T) {
+	t.Parallel()
+	info, err := os.Stat(build(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newStand(t, http.NotFoundHandler())
+	s.start("-admin", "127.0.0.1:0")
+	s.until("it serves", func() bool { return strings.Contains(s.said(), "at=admin") })
+	now, _ := memory(t, s.cmd.Process.Pid)
+	t.Logf("merlon-gate has %.1f MB, and at rest %.1f MB resident", float64(info.Size())/1e6, float64(now)/1e3)
+	if info.Size() > 20_000_000 || now > 15<<10 {
+		t.Error("at most 20 MB, and 15 MiB resident, are well")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"syscall"
 	"time"
 
 	"merlon"
@@ -194,7 +195,7 @@ func (s *server) loop(again, stop <-chan os.Signal) error {
 			}
 			s.notify("STOPPING=1")
 			s.log.Info("stopping: calls in progress are finished")
-			signal.Reset() // another signal ends the gate at once
+			signal.Reset(os.Interrupt, syscall.SIGTERM) // another one ends the gate at once
 			return s.drain(0, s.opt.drain, nil)
 		}
 	}
@@ -226,7 +227,7 @@ func (s *server) drain(patience, d time.Duration, stop <-chan os.Signal) error {
 		case err := <-left:
 			return err
 		case <-stop:
-			signal.Reset()
+			signal.Reset(os.Interrupt, syscall.SIGTERM)
 			hurry("a signal asks for it")
 		case <-tick.C:
 			// Where to listen does not matter any more.

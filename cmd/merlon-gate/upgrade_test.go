@@ -314,6 +314,47 @@ func TestUpgradeFails(t *testing.T) {
 	}
 }
 
+// TestOutliveEnds: a process that was replaced ends what it still serves when it
+// cannot obey the orders of the day, and when it is told to.
+func TestOutliveEnds(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*stand){
+		"orders refused": func(s *stand) { s.orders("callers: {a: [hello]}", func(b []byte) []byte { return b[:len(b)/2] }) },
+		"signal":         func(s *stand) { s.cmd.Process.Signal(syscall.SIGTERM) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStand(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				io.WriteString(w, "begun")
+				http.NewResponseController(w).Flush()
+				<-r.Context().Done()
+			}))
+			s.start("-drain", "100ms")
+			req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+"/slow", nil)
+			req.Host = "b"
+			res, err := s.client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			s.upgrade(s.cmd.Process.Pid)
+			end(s)
+			if _, err := io.ReadAll(res.Body); err == nil {
+				t.Error("the stream ends as if it were whole")
+			}
+			select {
+			case err := <-s.ended:
+				s.ended <- err
+			case <-time.After(30 * time.Second):
+				t.Error("the process goes on")
+			}
+			if !strings.Contains(s.said(), "are cut off soon") {
+				t.Errorf("it does not say why\n%s", s.said())
+			}
+		})
+	}
+}
+
 // TestSystemd: sockets come from systemd, and it hears what becomes of the gate.
 func TestSystemd(t *testing.T) {
 	t.Parallel()
