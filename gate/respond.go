@@ -164,7 +164,7 @@ func (c *conn) refuse(keep bool) bool {
 // id under which the record has the rest. The cause is not for the caller.
 func (c *conn) respond(keep bool) bool {
 	x := &c.x
-	keep = c.endBody() && keep && !c.g.draining.Load()
+	keep = c.endBody() && keep && !c.g.leaving.Load()
 	status := x.answerStatus()
 	out := http1.AppendStatusLine(c.out[:0], status, "")
 	out = append(out, "Content-Type: application/json\r\nCache-Control: no-store\r\n"...)
