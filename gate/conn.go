@@ -39,6 +39,7 @@ type conn struct {
 
 	req    http1.Request
 	res    http1.Response
+	ending http1.Trailer // of that answer
 	x      exchange
 	stream *stream // the request body, when it was not read with its head
 	sent   *stream // a stream that has ended, and holds unread
@@ -170,6 +171,7 @@ func (c *conn) release() {
 	c.x.call, c.x.verdict, c.x.f = merlon.Call{}, merlon.Verdict{}, nil
 	c.req.Reset()
 	c.res.Reset()
+	c.ending.Reset()
 	c.reserved, c.unread, c.lingers, c.served = false, nil, false, false
 	c.live = live{onClient: c.live.onClient, onUpstream: c.live.onUpstream}
 	c.rest()

@@ -26,6 +26,9 @@ func (c *conn) buildRequest(up *upstream.Conn) error {
 	out = append(out, x.port...)
 	out = append(out, "\r\n"...)
 	out = http1.AppendFields(out, req.Fields, ^http1.Class(0))
+	if req.Trailers {
+		out = append(out, "TE: trailers\r\nConnection: TE\r\n"...) // RFC 9110 10.1.4
+	}
 	out, err := x.appendOwn(out, up)
 	if err != nil {
 		return err
