@@ -252,7 +252,7 @@ func (c *conn) answer(up *upstream.Conn, keep bool) bool {
 	}
 	sentAll := c.endBody()
 	c.watch.stop()
-	c.giveBack(up, whole && sentAll && c.up.r == c.up.w && !c.res.Close && c.res.Body != http1.BodyClose)
+	c.giveBack(up, whole && sentAll && c.up.r == c.up.w && !c.res.Close && c.res.Body != http1.BodyClose && !c.bodyMayFollow(up))
 	if !whole {
 		c.x.verdict.Reason, c.x.detail = f.reason, f.cause.Error()
 		if f.reason == ReasonRevoked {
