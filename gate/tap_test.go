@@ -139,8 +139,13 @@ func strictRequest(b []byte) (r reading, n int, err error) {
 		seen[strings.ToLower(m[1])]++
 	}
 	if seen["host"] != 1 || seen["merlon-request-id"] != 1 || seen["content-length"]+seen["transfer-encoding"] > 1 ||
-		seen["connection"]+seen["upgrade"]+seen["te"]+seen["trailer"]+seen["expect"]+seen["keep-alive"] > 0 {
+		seen["upgrade"]+seen["trailer"]+seen["expect"]+seen["keep-alive"]+seen["proxy-connection"] > 0 {
 		return r, 0, errors.New("fields that frame or name it are missing, repeated or hop by hop")
+	}
+	// That trailers are understood is the one thing that is said about the
+	// connection, always in the same words.
+	if said := r.Fields["connection"] + "/" + r.Fields["te"]; said != "/" && said != "TE/trailers" {
+		return r, 0, fmt.Errorf("connection %q, TE %q", r.Fields["connection"], r.Fields["te"])
 	}
 	r.Host, r.ID = r.Fields["host"], r.Fields["merlon-request-id"]
 	n = len(head) + 4
