@@ -438,9 +438,13 @@ func generate(rnd *rand.Rand) string {
 			b.WriteString("\r\n")
 		}
 	}
-	raw := b.String()
+	return mutate(rnd, b.String())
+}
+
+// mutate breaks a message in no, one or two places.
+func mutate(rnd *rand.Rand, raw string) string {
 	for range pick(rnd, 0, 0, 1, 2) {
-		at := rnd.IntN(len(raw))
+		at := rnd.IntN(len(raw) + 1)
 		switch rnd.IntN(3) {
 		case 0:
 			raw = raw[:at] + pick(rnd, "\r", "\n", "\r\n", " ", "\t", "\x00", ":", ",", ";", "0", "\xff", "chunked", "\r\n ", "\r\nContent-Length: 3", "\r\nTransfer-Encoding: chunked") + raw[at:]

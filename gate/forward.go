@@ -182,6 +182,7 @@ func (c *conn) readHead(up *upstream.Conn) failure {
 			}
 		}
 		if err := c.up.fill(); err != nil {
+			c.res.Reset() // or the end of the next head would be looked for beyond what was seen of this
 			if errors.Is(err, errBufferFull) {
 				return invalid(errors.New("the head of the answer is too large"))
 			}
