@@ -188,6 +188,7 @@ func (c *conn) readHead(up *upstream.Conn) failure {
 			}
 		}
 		if err := c.up.fill(); err != nil {
+			c.res.Reset() // or the end of the next head would be looked for beyond what was seen of this
 			if errors.Is(err, errBufferFull) {
 				return invalid(errors.New("the head of the answer is too large"))
 			}
@@ -263,7 +264,7 @@ func (c *conn) answer(up *upstream.Conn, keep bool) bool {
 	}
 	sentAll := c.endBody()
 	c.watch.stop()
-	c.giveBack(up, whole && sentAll && c.up.r == c.up.w && !c.res.Close && c.res.Body != http1.BodyClose)
+	c.giveBack(up, whole && sentAll && c.up.r == c.up.w && !c.res.Close && c.res.Body != http1.BodyClose && !c.bodyMayFollow(up))
 	if !whole {
 		c.x.verdict.Reason, c.x.detail = f.reason, f.cause.Error()
 		if f.reason == ReasonRevoked {
