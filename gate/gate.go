@@ -101,6 +101,7 @@ type Gate struct {
 	callers  *assertion.Cache // of assertions already verified
 	ids      idSource
 	open     registry
+	runners  runners
 	swapping sync.Mutex
 	draining atomic.Bool
 	proofs   atomic.Uint64 // how often local callers had to prove themselves anew
@@ -216,6 +217,7 @@ func (g *Gate) Close() {
 		f.close(nil)
 	}
 	g.open.awaitNone()
+	g.runners.close()
 	g.open.stop()
 	g.clock.Stop()
 }

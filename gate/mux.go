@@ -252,7 +252,7 @@ func (m *mux) begin(l *lane) {
 		return
 	}
 	m.serving.Add(1)
-	go l.run()
+	g.runners.run(l)
 }
 
 // flush writes the core's output, unless somebody else does.

@@ -302,6 +302,7 @@ func (g *Gate) sweep() {
 		case <-tick.C:
 			now := g.clock.Nanos()
 			g.open.each(func(w *watch) { w.expire(now) })
+			g.runners.trim()
 			if !g.cfg.Portable {
 				g.open.eachConn(func(c *conn) { c.watch.look(c.look) })
 			}
