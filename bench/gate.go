@@ -49,13 +49,20 @@ func gateLacks(s *scenario) string {
 	return ""
 }
 
-func startGate(h *hop) (*process, error) { return h.gate() }
+func startGate(h *hop) (*process, error) { return h.gate(h.lab.program("merlon-gate")) }
 
-func startPortable(h *hop) (*process, error) { return h.gate("-portable") }
+func startPortable(h *hop) (*process, error) {
+	return h.gate(h.lab.program("merlon-gate"), "-portable")
+}
+
+// otherBuild is the gate as it was, for instance.
+func otherBuild(file string) *peer {
+	return &peer{name: ours + ", other build", svid: true, lacks: gateLacks, start: func(h *hop) (*process, error) { return h.gate(file) }}
+}
 
 // gate starts a gate: at the edge, or beside the service that calls (what it
 // sends goes out over mutual TLS) or the one that is called.
-func (h *hop) gate(more ...string) (*process, error) {
+func (h *hop) gate(program string, more ...string) (*process, error) {
 	certificate := "none"
 	if h.Front.TLS {
 		certificate = "{cert: " + h.Cert + ", key: " + h.Key + "}"
@@ -95,5 +102,5 @@ func (h *hop) gate(more ...string) (*process, error) {
 		return nil, err
 	}
 	args = append(args, "-orders", file, "-svid", filepath.Join(h.Dir, "svid"), "-records", filepath.Join(h.Dir, "records"))
-	return start(h.Listen, append([]string{h.lab.program("merlon-gate")}, args...), 0)
+	return start(h.Listen, append([]string{program}, args...), 0)
 }
