@@ -88,6 +88,11 @@ func (c *conn) beginsHTTP2(err error) bool {
 func (c *conn) serveHTTP2() {
 	m := muxes.Get().(*mux)
 	m.c, m.net, m.err, m.left = c, c.net, nil, 0
+	if w := c.live.wire; w != nil {
+		w.Conn = c.g.hush(w.Conn)
+	} else {
+		m.net = c.g.hush(c.net)
+	}
 	m.reads, m.writes = readSide{c.net}, writeSide{c.net}
 	m.core.Init(http2.Config{
 		Streams:    streamsPerConn,
