@@ -234,7 +234,7 @@ func (l *lane) Write(b []byte) (int, error) {
 		}
 		b = b[n:]
 	}
-	m.flushLocked()
+	m.flushSoon()
 	return total, nil
 }
 
