@@ -102,6 +102,7 @@ type Gate struct {
 	callers  *assertion.Cache // of assertions already verified
 	ids      idSource
 	open     registry
+	runners  runners
 	swapping sync.Mutex
 	leaving  atomic.Bool   // answers say that their connections end
 	draining atomic.Bool   // and connections end when they are idle
@@ -231,6 +232,7 @@ func (g *Gate) Close() {
 	}
 	g.open.awaitNone()
 	g.spans.Close()
+	g.runners.close()
 	g.open.stop()
 	g.clock.Stop()
 }

@@ -234,7 +234,7 @@ func (l *lane) Write(b []byte) (int, error) {
 		}
 		b = b[n:]
 	}
-	m.flushLocked()
+	m.flushSoon()
 	return total, nil
 }
 
@@ -376,7 +376,9 @@ func (l *lane) Close() error {
 	delete(m.lanes, l.id)
 	m.core.Consumed(l.id, len(l.pending)-l.used)
 	m.core.Done(l.id)
-	m.flushLocked()
+	if !m.soon {
+		m.flushLocked()
+	}
 	m.boundIdle()
 	return nil
 }
