@@ -83,7 +83,7 @@ func (g *Gate) prepare(o *merlon.Orders, old *force) (*force, error) {
 	for i := range o.Intent.Services {
 		s := &o.Intent.Services[i]
 		f.slashes = f.slashes || s.Slashes
-		if s.Protocol != merlon.HTTP {
+		if s.Protocol != merlon.HTTP && s.Protocol != merlon.GRPC {
 			return nil, fmt.Errorf("service %s speaks %v; this gate speaks http only", s.Name, s.Protocol)
 		}
 		if s.External {
