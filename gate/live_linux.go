@@ -190,7 +190,7 @@ func (c *conn) serveBuffered() (served, keep bool) {
 		c.in.r -= n
 		return false, false
 	}
-	return true, c.serve()
+	return true, c.serve() && c.takeUnread()
 }
 
 // writeNow writes to the client what its socket takes at once. What is wrong,

@@ -83,7 +83,7 @@ func (c *conn) speaksHTTP2() bool {
 func (c *conn) beginsHTTP2(err error) bool {
 	e, ok := err.(*http1.Error)
 	_, secure := c.net.(*tls.Conn)
-	return ok && e.Reason == "http2_not_spoken" && c.at == AtEdge && !secure && !c.served
+	return ok && e.Reason == "http2_not_spoken" && c.at != Inbound && !secure && !c.served
 }
 
 // serveHTTP2 serves the connection until it is over and its calls have ended.
@@ -258,8 +258,21 @@ func (m *mux) begin(l *lane) {
 		l.release()
 		return
 	}
+	if m.c.at == Outbound {
+		m.proveOwn()
+	}
+	l.peer = m.c.peer
 	m.serving.Add(1)
 	g.runners.run(l)
+}
+
+// proveOwn finds out who is at the other end, once for all calls under the same
+// orders. Only the goroutine that reads does.
+func (m *mux) proveOwn() {
+	c := m.c
+	if c.x.f = c.g.force.Load(); c.x.f != nil {
+		c.proveOwn()
+	}
 }
 
 // flush writes the core's output, unless somebody else does.
@@ -351,6 +364,9 @@ func (m *mux) endLocked(err error) {
 		m.err = err
 	}
 	m.wake()
+	for _, l := range m.lanes {
+		l.letGo()
+	}
 }
 
 // confess records why a peer was sent away: as a request that is none, like
