@@ -33,6 +33,7 @@ type force struct {
 	slashes  bool              // some service keeps encoded slashes in its segments
 	series   *series           // where its calls are counted
 	since    time.Time
+	traces   *merlon.Traces // nil for none
 }
 
 // Swap puts orders in force. Either all of them take effect, or none and the
@@ -68,6 +69,9 @@ func (g *Gate) swap(o *merlon.Orders) error {
 	if err != nil {
 		return err
 	}
+	if f.traces != nil {
+		g.spans.To(f.traces.Collector)
+	}
 	g.force.Store(f)
 	// Calls that are still streaming are asked again, also those that wait for
 	// the next piece.
@@ -92,6 +96,9 @@ func (g *Gate) prepare(o *merlon.Orders, old *force) (*force, error) {
 		return nil, ds
 	}
 	f := &force{orders: o, policy: p, clusters: map[string]*upstream.Cluster{}, names: map[string]string{}, series: g.metrics.series(&o.Intent), since: time.Now()}
+	if t := o.Intent.Telemetry; t != nil {
+		f.traces = t.Traces
+	}
 	for i := range o.Intent.Services {
 		s := &o.Intent.Services[i]
 		f.slashes = f.slashes || s.Slashes

@@ -247,7 +247,7 @@ func (c *conn) fail(up *upstream.Conn, keep bool, f failure) bool {
 
 // answer sends the upstream's answer to the client.
 func (c *conn) answer(up *upstream.Conn, keep bool) bool {
-	if s := c.stream; s != nil && !s.answered() || c.g.draining.Load() {
+	if s := c.stream; s != nil && !s.answered() || c.g.leaving.Load() {
 		keep = false // the client must not be told to go on in the middle of a body, or at the end
 	}
 	chunked := c.buildResponse(&keep)
