@@ -423,7 +423,7 @@ func TestUpstreamHTTP2Silent(t *testing.T) {
 		}
 	})
 	text := strings.Replace(shop2, "    callers: {anyone: all}", "    timeout: 25s\n    callers: {anyone: all}", 1)
-	e := setup{addresses: map[string]string{"web": addr}, bounds: gate.Bounds{Connect: time.Second}}.start(t, text)
+	e := setup{addresses: map[string]string{"web": addr}, bounds: gate.Bounds{Connect: 2 * time.Second}}.start(t, text)
 	if a := do(t, e.client(), "POST", "https://shop.example/send"); a.status != 502 || a.reason != "upstream_broken" {
 		t.Errorf("silent: %d %s", a.status, a.reason)
 	}
