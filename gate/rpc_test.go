@@ -96,6 +96,8 @@ func (p *pay) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, frame("half")[:7])
 			flush()
 			panic(http.ErrAbortHandler)
+		case ask == "": // a message of protobuf
+			io.WriteString(w, frame(""))
 		default:
 			fmt.Fprint(w, frame(fmt.Sprintf("%s %s %s", ask, r.Header.Get("Content-Type"), r.Header.Get("Te"))))
 		}
@@ -114,8 +116,8 @@ func (p *pay) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			flush()
 		}
 	case "/pay.Pay/Watch":
-		io.Copy(io.Discard, r.Body)
-		io.WriteString(w, frame("first"))
+		ask, _ := unframe(r.Body)
+		io.WriteString(w, frame(ask))
 		flush()
 		<-r.Context().Done()
 		return
@@ -136,10 +138,15 @@ func serveBoth(t testing.TB, h http.Handler) string {
 	return l.Addr().String()
 }
 
+func paySetup(t testing.TB, p *pay) setup {
+	return setup{files: rpcFiles, apps: map[string]http.Handler{"web": echo("web")}, addresses: map[string]string{"pay": serveBoth(t, p)}}
+}
+
 func startPay(t testing.TB, bounds gate.Bounds, apps ...func(*setup)) (*estate, *pay) {
 	t.Helper()
 	p := new(pay)
-	s := setup{files: rpcFiles, bounds: bounds, apps: map[string]http.Handler{"web": echo("web")}, addresses: map[string]string{"pay": serveBoth(t, p)}}
+	s := paySetup(t, p)
+	s.bounds = bounds
 	for _, change := range apps {
 		change(&s)
 	}
