@@ -27,10 +27,13 @@ type force struct {
 	policy   *policy.Policy
 	tokens   *jwt.Verifier // nil when nobody logs in
 	clusters map[string]*upstream.Cluster
-	names    map[string]string // outbound: the host an app says -> the service it means
-	proxies  []netip.Prefix    // whose X-Forwarded-For is believed
-	edgeTLS  *tls.Config       // edge: nil for plain HTTP
-	slashes  bool              // some service keeps encoded slashes in its segments
+	names    map[string]string       // outbound: the host an app says -> the service it means
+	proxies  []netip.Prefix          // whose X-Forwarded-For is believed
+	edgeTLS  *tls.Config             // edge: nil for plain HTTP
+	slashes  bool                    // some service keeps encoded slashes in its segments
+	locals   map[uint16]string       // outbound: local port -> the service that it leads to
+	fresh    map[uint16]net.Listener // of locals, until they are taken up
+	proxied  []netip.Prefix          // edge: whose connections begin with a PROXY protocol header
 }
 
 // Swap puts orders in force. Either all of them take effect, or none and the
@@ -57,9 +60,11 @@ func (g *Gate) Swap(o *merlon.Orders) error {
 		return err
 	}
 	g.force.Store(f)
+	g.settlePorts(f)
 	// Calls that are still streaming are asked again, also those that wait for
-	// the next piece.
+	// the next piece, and so are tunnels.
 	g.open.interrupt(streaming)
+	go g.askTunnels()
 	if old != nil {
 		old.close(f)
 	}
@@ -83,8 +88,8 @@ func (g *Gate) prepare(o *merlon.Orders, old *force) (*force, error) {
 	for i := range o.Intent.Services {
 		s := &o.Intent.Services[i]
 		f.slashes = f.slashes || s.Slashes
-		if s.Protocol != merlon.HTTP {
-			return nil, fmt.Errorf("service %s speaks %v; this gate speaks http only", s.Name, s.Protocol)
+		if !slices.Contains(Protocols(), s.Protocol) {
+			return nil, fmt.Errorf("service %s speaks %v, which this gate does not", s.Name, s.Protocol)
 		}
 		if s.External {
 			for _, host := range s.Hosts {
@@ -94,7 +99,14 @@ func (g *Gate) prepare(o *merlon.Orders, old *force) (*force, error) {
 		}
 		f.names[s.Name] = s.Name
 	}
+	if err := f.prepareLocal(); err != nil {
+		return nil, err
+	}
 	if err := f.prepareEdge(g, old); err != nil {
+		return nil, err
+	}
+	var err error
+	if f.fresh, err = g.ports.bind(f.locals); err != nil {
 		return nil, err
 	}
 	for name, endpoints := range o.Endpoints {
@@ -109,15 +121,14 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 	if gw == nil || f.orders.Place != merlon.Edge {
 		return nil
 	}
-	for _, cidr := range gw.TrustedProxies {
-		prefix, err := netip.ParsePrefix(cidr)
-		if err != nil {
-			return fmt.Errorf("trusted proxy: %w", err)
-		}
-		f.proxies = append(f.proxies, prefix)
+	var err error
+	if f.proxies, err = prefixes(gw.TrustedProxies); err != nil {
+		return fmt.Errorf("%v: trusted proxy: %w", gw.Pos, err)
+	}
+	if f.proxied, err = prefixes(gw.ProxyProtocol); err != nil {
+		return fmt.Errorf("%v: sender of the PROXY protocol: %w", gw.Pos, err)
 	}
 	var cert *tls.Certificate
-	var err error
 	switch gw.Certificate.Kind {
 	case merlon.CertificateSelfSigned:
 		if g.cfg.EdgeCertificate == nil {
@@ -166,7 +177,7 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoint, old *force) *upstream.Cluster {
 	retry := retryPercent(in, name)
 	if old != nil {
-		if c := old.clusters[name]; c != nil {
+		if c := old.clusters[name]; c != nil && sameProtocol(old.orders.Intent.Service(name), in.Service(name)) {
 			c.Update(endpoints)
 			c.SetRetry(retry)
 			return c
@@ -175,7 +186,7 @@ func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoi
 	return upstream.New(upstream.Config{
 		Name:           name,
 		Endpoints:      endpoints,
-		TLS:            g.upstreamTLS,
+		TLS:            g.tlsFor(in.Service(name)),
 		ConnectTimeout: g.cfg.Bounds.Connect,
 		RetryPercent:   retry,
 		Now:            g.clock.Now,
@@ -208,6 +219,9 @@ func (g *Gate) upstreamTLS(e merlon.Endpoint) (*tls.Config, any) {
 func (g *Gate) inboundTLS() *tls.Config {
 	c := spiffe.ServerConfig(g.cfg.Source, g.cfg.TrustDomain)
 	c.NextProtos = protocols()
+	if f := g.force.Load(); f != nil && f.speaksTCP() {
+		c.NextProtos = []string{tunnelProtocol}
+	}
 	c.DynamicRecordSizingDisabled = true
 	return c
 }
@@ -229,7 +243,7 @@ func (f *force) close(next *force) {
 }
 
 // Protocols are what this gate can serve and enforce.
-func Protocols() []merlon.Protocol { return []merlon.Protocol{merlon.HTTP} }
+func Protocols() []merlon.Protocol { return []merlon.Protocol{merlon.HTTP, merlon.TCP} }
 
 // pinned is a source whose SVID does not change.
 type pinned struct {
@@ -322,6 +336,19 @@ func (f *force) forwardedClient(peer netip.Addr, header string) netip.Addr {
 	return peer
 }
 
-func (f *force) trusts(client netip.Addr) bool {
-	return slices.ContainsFunc(f.proxies, func(p netip.Prefix) bool { return p.Contains(client) })
+func (f *force) trusts(client netip.Addr) bool { return among(f.proxies, client) }
+
+func prefixes(cidrs []string) (list []netip.Prefix, err error) {
+	for _, cidr := range cidrs {
+		prefix, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, prefix)
+	}
+	return list, nil
+}
+
+func among(list []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(addr) })
 }

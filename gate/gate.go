@@ -67,6 +67,7 @@ type Bounds struct {
 	Head                 time.Duration // from its first byte to the end of a request head; default 10 s
 	Idle                 time.Duration // between requests on one connection; default 75 s
 	Stall                time.Duration // without progress on a body, either way; default 60 s
+	Quiet                time.Duration // without a byte on what is long-lived: tunnels and streams; default 1 h
 	Connect              time.Duration // to an upstream, with its handshake; default 3 s
 }
 
@@ -78,6 +79,7 @@ func (b *Bounds) setDefaults() {
 	setDefault(&b.Head, 10*time.Second)
 	setDefault(&b.Idle, 75*time.Second)
 	setDefault(&b.Stall, 60*time.Second)
+	setDefault(&b.Quiet, time.Hour)
 	setDefault(&b.Connect, 3*time.Second)
 }
 
@@ -100,6 +102,8 @@ type Gate struct {
 	callers  *assertion.Cache // of assertions already verified
 	ids      idSource
 	open     registry
+	tunnels  tunnels
+	ports    ports
 	swapping sync.Mutex
 	draining atomic.Bool
 	proofs   atomic.Uint64 // how often local callers had to prove themselves anew
@@ -154,7 +158,9 @@ func (p Position) String() string { return [...]string{"edge", "in", "out"}[p] }
 
 // Serve accepts connections from l until l is closed or the gate drains. It
 // always returns a non-nil error; net.ErrClosed after a drain.
-func (g *Gate) Serve(l net.Listener, at Position) error {
+func (g *Gate) Serve(l net.Listener, at Position) error { return g.serve(l, at, 0) }
+
+func (g *Gate) serve(l net.Listener, at Position, port uint16) error {
 	if !g.open.addListener(l) {
 		l.Close()
 		return net.ErrClosed
@@ -175,11 +181,13 @@ func (g *Gate) Serve(l net.Listener, at Position) error {
 		}
 		pause = 0
 		client := clientAddress(nc)
-		if !g.open.admit(client, at == AtEdge) {
+		// Who is behind a proxy is counted once that is known.
+		perClient := at == AtEdge && !g.proxied(client)
+		if !g.open.admit(client, perClient) {
 			nc.Close()
 			continue
 		}
-		go g.serveConn(nc, at, client)
+		go g.serveConn(nc, at, client, perClient, port)
 	}
 }
 

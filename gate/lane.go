@@ -22,6 +22,7 @@ type lane struct {
 	id      uint32
 	request *http2.Request // its views hold until Close
 	whole   bool           // the request has no body
+	tunnel  bool           // the request opens one (RFC 8441)
 	refused *http2.Error   // instead of a request
 	method  string         // "HEAD", or another
 
@@ -57,6 +58,9 @@ func (m *mux) newLane(ev *http2.Event) *lane {
 	l.cond.L = &m.mu
 	if l.ended = ev.End; ev.Request != nil {
 		l.method = ev.Request.Method
+		if l.tunnel = ev.Request.Protocol != ""; l.tunnel {
+			l.method = "GET" // as the pipeline sees it
+		}
 	}
 	return l
 }
@@ -82,7 +86,7 @@ func (l *lane) run() {
 func (l *lane) call() {
 	g, at, p := l.m.c.g, l.m.c.at, l.m.c.peer
 	c := g.newConn(l, at, p)
-	defer c.end(p.addr, false)
+	defer c.end()
 	if !g.open.add(c) {
 		return
 	}
@@ -96,7 +100,12 @@ func (l *lane) call() {
 		c.refuseMalformed(&http1.Error{Status: status, Reason: e.Reason})
 		return
 	}
-	head := appendHead(c.in.buf[:0], l.request, l.whole)
+	head := c.in.buf[:0]
+	if l.tunnel {
+		head = appendHandshake(head, l.request)
+	} else {
+		head = appendHead(head, l.request, l.whole)
+	}
 	if len(head) > len(c.in.buf) {
 		c.refuseMalformed(&http1.Error{Status: 431, Reason: "head_too_large"})
 		return
@@ -178,7 +187,7 @@ func (l *lane) frame(b []byte) int {
 		n := copy(b, l.framed)
 		l.framed = l.framed[n:]
 		return n
-	case l.request.Length >= 0:
+	case l.request.Length >= 0 || l.tunnel:
 		n := copy(b, data)
 		l.consume(n)
 		return n
@@ -252,6 +261,9 @@ func (l *lane) writeHead(b []byte) (used int, err error) {
 			l.head = append(l.head[:0], b...)
 		}
 		return len(b), nil
+	}
+	if l.tunnel {
+		openTunnel(&l.res)
 	}
 	if err := l.translateHead(); err != nil {
 		return 0, err

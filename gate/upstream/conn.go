@@ -32,6 +32,7 @@ type Conn struct {
 	lent   bool  // guarded by ep.mu
 	trial  trial // what this loan means to its endpoint
 	told   bool  // the outcome of this loan has been counted
+	alone  bool  // it has left the count of its endpoint's connections; guarded by ep.mu
 }
 
 // Failure is what went wrong with an endpoint.
@@ -74,6 +75,19 @@ func (c *Conn) Succeeded() {
 // to read: what is left would be the answer to someone else's call. The second
 // of two Releases in a row does nothing.
 func (c *Conn) Release(keep bool) { c.ep.put(c, keep) }
+
+// Detach takes the connection out of those that its endpoint may have at once:
+// it will be in use for a long time, as a tunnel, and calls need the room. Its
+// user bounds how many there are. It is not used again after Release.
+func (c *Conn) Detach() {
+	ep := c.ep
+	ep.mu.Lock()
+	defer ep.mu.Unlock()
+	if c.lent && !c.alone {
+		c.alone = true
+		ep.vacate()
+	}
+}
 
 // Socket is the TCP connection, below TLS if there is any.
 func (c *Conn) Socket() net.Conn { return c.sock }
