@@ -158,7 +158,10 @@ func parse2(b []byte) (h Header, n int, err error) {
 	case 2:
 		h.Client = netip.AddrPortFrom(netip.AddrFrom16([16]byte(rest)).Unmap(), binary.BigEndian.Uint16(rest[32:]))
 	}
-	return h, n, further(rest[addresses:])
+	if err := further(rest[addresses:]); err != nil {
+		return Header{}, 0, err
+	}
+	return h, n, nil
 }
 
 // further checks that what else is said is whole; nothing of it is used.
