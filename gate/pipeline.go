@@ -58,7 +58,7 @@ type exchange struct {
 
 	call      merlon.Call
 	service   *merlon.Service
-	operation *merlon.Operation
+	operation *merlon.Operation // nil for none, and for one without a name
 	verdict   merlon.Verdict
 	limit     limit.State   // of the limit that applied last
 	limited   *merlon.Limit // and which one that was; nil for none
@@ -92,6 +92,9 @@ type peer struct {
 	proof    uint64
 	stranger string
 	renew    time.Time // Inbound: when the connection should make way for one with a newer certificate
+	// The number of caller in the series of some orders; see metrics.go.
+	counted *series
+	party   int
 }
 
 // steps is the life of a call, in order. A step passes or denies; only the

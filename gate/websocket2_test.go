@@ -137,4 +137,3 @@ func TestWebSocketOverHTTP2(t *testing.T) {
 		t.Errorf("recorded\n%s", ends)
 	}
 }
-

@@ -54,8 +54,8 @@ type serviceDef struct {
 	inline   []operationDef
 	rules    []*ruleDef
 	user     *word
-	operated *word           // the key operations
-	sockets  []word          // operations that may become WebSockets, or all
+	operated *word  // the key operations
+	sockets  []word // operations that may become WebSockets, or all
 	ports    []portDef
 	unsure   bool            // some operation could not be read
 	all      []string        // the names of all operations
