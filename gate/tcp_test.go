@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,7 +38,6 @@ external:
 type greeter struct {
 	net.Listener
 	says string
-	open sync.WaitGroup
 	mu   sync.Mutex
 	last net.Conn
 }
@@ -72,12 +73,23 @@ func (g *greeter) reset() {
 	g.last.Close()
 }
 
-// freePort is a port that was free a moment ago.
+var takenPorts sync.Map // handed out in this process
+
+// freePort is a port that nothing listens on. It is below the range from which
+// systems take ports by themselves, so that it stays free.
 func freePort(t testing.TB) string {
-	l := listen(t)
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	t.Helper()
+	for {
+		port := strconv.Itoa(12000 + rand.IntN(20000))
+		l, err := net.Listen("tcp", "127.0.0.1:"+port)
+		if err != nil {
+			continue
+		}
+		l.Close()
+		if _, again := takenPorts.LoadOrStore(port, true); !again {
+			return port
+		}
+	}
 }
 
 type tcpEstate struct {
