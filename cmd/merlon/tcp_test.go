@@ -20,19 +20,7 @@ func TestUpTCP(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				io.WriteString(c, "220 ledger\r\n")
-				io.Copy(c, c)
-			}()
-		}
-	}()
+	go greet(l)
 	_, port, _ := net.SplitHostPort(s.c)
 	ledger := func(callers string) {
 		s.write("ledger.merlon.yaml", fmt.Sprintf("services:\n  ledger:\n    address: %s\n    protocol: tcp\n    callers: {%s}\n", l.Addr(), callers))
@@ -65,18 +53,7 @@ func TestUpTCP(t *testing.T) {
 	if out := s.must("status"); !strings.Contains(out, "ledger: batch") {
 		t.Errorf("status:\n%s", out)
 	}
-	var id string
-	eventually(t, "the record of the call", func() bool {
-		out, _, _ := s.merlon("record", "tail", "--json")
-		for line := range strings.Lines(out) {
-			var r struct{ ID, Service string }
-			if json.Unmarshal([]byte(line), &r) == nil && r.Service == "ledger" {
-				id = r.ID
-			}
-		}
-		return id != ""
-	})
-	why, errs, code := s.merlon("why", id)
+	why, errs, code := s.merlon("why", s.callOf("ledger"))
 	if code != 0 || !strings.Contains(why, "batch -> ledger") || !strings.Contains(why, "gate of ledger, in") {
 		t.Errorf("why: exit %d\n%s%s", code, why, errs)
 	}
@@ -103,4 +80,35 @@ func TestUpTCP(t *testing.T) {
 	if got := line(); got != "" {
 		t.Errorf("read %q", got)
 	}
+}
+
+// greet speaks first, and echoes.
+func greet(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			io.WriteString(c, "220 ledger\r\n")
+			io.Copy(c, c)
+		}()
+	}
+}
+
+// callOf is the id of a call of a service that was recorded.
+func (s *site) callOf(service string) (id string) {
+	s.t.Helper()
+	eventually(s.t, "the record of the call", func() bool {
+		out, _, _ := s.merlon("record", "tail", "--json")
+		for line := range strings.Lines(out) {
+			var r struct{ ID, Service string }
+			if json.Unmarshal([]byte(line), &r) == nil && r.Service == service {
+				id = r.ID
+			}
+		}
+		return id != ""
+	})
+	return id
 }
