@@ -131,7 +131,7 @@ func (f *frames2) collect(t *testing.T, what string, got map[uint32]*bytes.Buffe
 		if err != nil {
 			t.Fatalf("waiting for %s: %v", what, err)
 		}
-		if r, ok := frame.(*xhttp2.RSTStreamFrame); ok {
+		if r, ok := frame.(*xhttp2.RSTStreamFrame); ok && got[r.StreamID] != nil {
 			t.Fatalf("waiting for %s: stream %d reset: %v", what, r.StreamID, r.ErrCode)
 		}
 		d, ok := frame.(*xhttp2.DataFrame)
