@@ -299,14 +299,14 @@ func (c *conn) next() bool {
 	limits := c.at.limits()
 	limits.Connect = c.at == Outbound || c.tunnels
 	c.req.Reset()
-	if c.in.r == c.in.w {
+	for c.in.r == c.in.w {
 		c.rest()
 		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 		// Asked after the wait is known: a drain either sees it or is seen.
 		if c.g.draining.Load() {
 			return false
 		}
-		if c.in.fill() != nil {
+		if c.in.fill() != nil && !c.watch.interrupted() {
 			return false
 		}
 	}
@@ -404,4 +404,5 @@ func (x *exchange) begin() {
 	if x.id == "" {
 		x.id = x.g.ids.next(x.idBuf[:0])
 	}
+	x.joinTrace()
 }

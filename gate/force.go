@@ -36,6 +36,7 @@ type force struct {
 	proxied  []netip.Prefix          // edge: whose connections begin with a PROXY protocol header
 	series   *series                 // where its calls are counted
 	since    time.Time
+	traces   *merlon.Traces // nil for none
 }
 
 // Swap puts orders in force. Either all of them take effect, or none and the
@@ -71,6 +72,9 @@ func (g *Gate) swap(o *merlon.Orders) error {
 	if err != nil {
 		return err
 	}
+	if f.traces != nil {
+		g.spans.To(f.traces.Collector)
+	}
 	g.force.Store(f)
 	g.settlePorts(f)
 	// Calls that are still streaming are asked again, also those that wait for
@@ -97,11 +101,14 @@ func (g *Gate) prepare(o *merlon.Orders, old *force) (*force, error) {
 		return nil, ds
 	}
 	f := &force{orders: o, policy: p, clusters: map[string]*upstream.Cluster{}, names: map[string]string{}, series: g.metrics.series(&o.Intent), since: time.Now()}
+	if t := o.Intent.Telemetry; t != nil {
+		f.traces = t.Traces
+	}
 	for i := range o.Intent.Services {
 		s := &o.Intent.Services[i]
 		f.slashes = f.slashes || s.Slashes
 		if !slices.Contains(Protocols(), s.Protocol) {
-			return nil, fmt.Errorf("service %s speaks %v, which this gate does not", s.Name, s.Protocol)
+			return nil, fmt.Errorf("service %s speaks %v; this gate does not", s.Name, s.Protocol)
 		}
 		if s.External {
 			for _, host := range s.Hosts {
@@ -118,7 +125,7 @@ func (g *Gate) prepare(o *merlon.Orders, old *force) (*force, error) {
 		return nil, err
 	}
 	var err error
-	if f.fresh, err = g.ports.bind(f.locals); err != nil {
+	if f.fresh, err = g.bindPorts(f.locals); err != nil {
 		return nil, err
 	}
 	for name, endpoints := range o.Endpoints {
@@ -188,21 +195,38 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 
 func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoint, old *force) *upstream.Cluster {
 	retry := retryPercent(in, name)
-	if old != nil {
-		if c := old.clusters[name]; c != nil && sameProtocol(old.orders.Intent.Service(name), in.Service(name)) {
+	if old != nil && sameProtocol(old.orders.Intent.Service(name), in.Service(name)) {
+		if c := old.clusters[name]; c != nil {
 			c.Update(endpoints)
 			c.SetRetry(retry)
 			return c
 		}
 	}
-	return upstream.New(upstream.Config{
+	cfg := upstream.Config{
 		Name:           name,
 		Endpoints:      endpoints,
 		TLS:            g.tlsFor(in.Service(name)),
 		ConnectTimeout: g.cfg.Bounds.Connect,
 		RetryPercent:   retry,
 		Now:            g.clock.Now,
-	})
+	}
+	if speaksHTTP2(in, name) {
+		cfg.Mux = g.newUpMux
+		cfg.TLS = func(e merlon.Endpoint) (*tls.Config, any) {
+			config, state := g.upstreamTLS(e)
+			if config != nil {
+				config.NextProtos = []string{"h2"}
+			}
+			return config, state
+		}
+	}
+	return upstream.New(cfg)
+}
+
+// speaksHTTP2 reports whether HTTP/2 is spoken to a service, all the way.
+func speaksHTTP2(in *merlon.Intent, service string) bool {
+	s := in.Service(service)
+	return s != nil && (s.Protocol == merlon.HTTP2 || s.Protocol == merlon.GRPC)
 }
 
 func retryPercent(in *merlon.Intent, service string) int {
@@ -255,7 +279,9 @@ func (f *force) close(next *force) {
 }
 
 // Protocols are what this gate can serve and enforce.
-func Protocols() []merlon.Protocol { return []merlon.Protocol{merlon.HTTP, merlon.TCP} }
+func Protocols() []merlon.Protocol {
+	return []merlon.Protocol{merlon.HTTP, merlon.HTTP2, merlon.GRPC, merlon.TCP}
+}
 
 // pinned is a source whose SVID does not change.
 type pinned struct {

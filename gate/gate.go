@@ -31,6 +31,7 @@ import (
 	"merlon/identity/assertion"
 	"merlon/identity/spiffe"
 	"merlon/internal/coarse"
+	"merlon/internal/otlp"
 	"merlon/record"
 )
 
@@ -48,6 +49,10 @@ type Config struct {
 	// after new orders and AskOwn. Without it every process that reaches the local
 	// side calls as the service, and orders that name a workload are refused.
 	Own func(net.Conn) error
+
+	// Listen opens a local port, by a name under which it may be handed on to
+	// another process; nil for net.Listen.
+	Listen func(name, address string) (net.Listener, error)
 
 	// EdgeCertificate proves the gateway's hosts when the intent leaves the
 	// certificate to Merlon. Only the edge asks for it.
@@ -105,10 +110,14 @@ type Gate struct {
 	open     registry
 	tunnels  tunnels
 	ports    ports
+	runners  runners
 	swapping sync.Mutex
-	draining atomic.Bool
+	leaving  atomic.Bool   // answers say that their connections end
+	draining atomic.Bool   // and connections end when they are idle
+	swept    atomic.Int64  // when the sweeper last came by, on clock
 	proofs   atomic.Uint64 // how often local callers had to prove themselves anew
 	metrics  metrics
+	spans    *otlp.Exporter
 	// placeName is the place as records have it.
 	placeName string
 }
@@ -116,6 +125,9 @@ type Gate struct {
 // New makes a gate. Serve starts it, Close ends it.
 func New(cfg Config) (*Gate, error) {
 	cfg.Bounds.setDefaults()
+	if cfg.Listen == nil {
+		cfg.Listen = func(_, address string) (net.Listener, error) { return net.Listen("tcp", address) }
+	}
 	if cfg.Source == nil || cfg.Records == nil || cfg.Log == nil {
 		return nil, errors.New("gate: Source, Records and Log are needed")
 	}
@@ -132,6 +144,7 @@ func New(cfg Config) (*Gate, error) {
 		placeName: cfg.Place.String(),
 	}
 	g.signer = assertion.NewSigner(g.signingKey, "spiffe://"+cfg.TrustDomain+"/"+cfg.Place.Workload())
+	g.spans = g.newExporter()
 	g.metrics.init(runtime.GOMAXPROCS(0), cfg.Place.Workload())
 	g.open.init(cfg.Bounds)
 	go g.sweep()
@@ -163,7 +176,7 @@ func (g *Gate) serve(l net.Listener, at Position, port uint16) error {
 	for {
 		nc, err := l.Accept()
 		if err != nil {
-			if g.draining.Load() || errors.Is(err, net.ErrClosed) {
+			if g.leaving.Load() || errors.Is(err, net.ErrClosed) {
 				return net.ErrClosed
 			}
 			// Out of descriptors, or a connection gone before it was
@@ -189,15 +202,23 @@ func (g *Gate) serve(l net.Listener, at Position, port uint16) error {
 
 // Drain stops accepting, lets calls in progress finish and closes connections
 // as they fall idle, until none is left or ctx ends; then it closes the rest.
-func (g *Gate) Drain(ctx context.Context) error {
-	g.draining.Store(true)
+func (g *Gate) Drain(ctx context.Context) error { return g.Leave(ctx, 0) }
+
+// Leave is Drain for a gate whose place another one takes. For as long as
+// patience, idle connections stay, so that the answer to its next request tells
+// a client that the connection ends (RFC 9112 9.6). The request that a client
+// sends in the very moment in which its idle connection is closed is lost.
+func (g *Gate) Leave(ctx context.Context, patience time.Duration) error {
+	g.leaving.Store(true)
 	g.open.closeListeners()
+	g.open.interrupt(idle) // HTTP/2 can be told at once
+	closeIdle := time.Now().Add(patience)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for {
-		g.open.interrupt(idle)
-		if g.open.count() == 0 {
-			break
+	for g.open.count() > 0 {
+		if !time.Now().Before(closeIdle) {
+			g.draining.Store(true)
+			g.open.interrupt(idle)
 		}
 		select {
 		case <-ctx.Done():
@@ -215,6 +236,7 @@ func (g *Gate) Drain(ctx context.Context) error {
 // the calls have ended, so that their records are kept if the writer is closed
 // after the gate.
 func (g *Gate) Close() {
+	g.leaving.Store(true)
 	g.draining.Store(true)
 	g.open.closeListeners()
 	g.open.closeAll()
@@ -224,6 +246,8 @@ func (g *Gate) Close() {
 		f.close(nil)
 	}
 	g.open.awaitNone()
+	g.spans.Close()
+	g.runners.close()
 	g.open.stop()
 	g.clock.Stop()
 }

@@ -103,6 +103,10 @@ func (l *lane) call() {
 		return
 	}
 	head := c.in.buf[:0]
+	if l.tunnel && l.request.Protocol != websocket {
+		c.refuseMalformed(&http1.Error{Status: 501, Reason: string(ReasonUpgrade)})
+		return
+	}
 	if l.tunnel {
 		head = appendHandshake(head, l.request)
 	} else {
@@ -243,7 +247,7 @@ func (l *lane) Write(b []byte) (int, error) {
 		}
 		b = b[n:]
 	}
-	m.flushLocked()
+	m.flushSoon()
 	return total, nil
 }
 
@@ -388,7 +392,9 @@ func (l *lane) Close() error {
 	delete(m.lanes, l.id)
 	m.core.Consumed(l.id, len(l.pending)-l.used)
 	m.core.Done(l.id)
-	m.flushLocked()
+	if !m.soon {
+		m.flushLocked()
+	}
 	m.boundIdle()
 	return nil
 }

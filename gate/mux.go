@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -35,6 +36,7 @@ type mux struct {
 	lanes   map[uint32]*lane
 	begun   []*lane // by the batch at hand
 	writing bool
+	soon    bool      // a lane will flush when others have had their turn
 	written sync.Cond // writing became false
 	waiting int       // lanes that wait to write
 	err     error     // why the connection has ended
@@ -88,6 +90,11 @@ func (c *conn) beginsHTTP2(err error) bool {
 func (c *conn) serveHTTP2() {
 	m := muxes.Get().(*mux)
 	m.c, m.net, m.err, m.left = c, c.net, nil, 0
+	if w := c.live.wire; w != nil {
+		w.Conn = c.g.hush(w.Conn)
+	} else {
+		m.net = c.g.hush(c.net)
+	}
 	m.reads, m.writes = readSide{c.net}, writeSide{c.net}
 	m.core.Init(http2.Config{
 		Streams:    streamsPerConn,
@@ -179,7 +186,7 @@ func (m *mux) boundIdle() {
 // it has.
 func (m *mux) leave() bool {
 	c := m.c
-	if !c.g.draining.Load() && (c.at != Inbound || time.Now().Before(c.peer.renew)) {
+	if !c.g.leaving.Load() && (c.at != Inbound || time.Now().Before(c.peer.renew)) {
 		return false
 	}
 	m.mu.Lock()
@@ -253,7 +260,7 @@ func (m *mux) begin(l *lane) {
 		return
 	}
 	m.serving.Add(1)
-	go l.run()
+	g.runners.run(l)
 }
 
 // flush writes the core's output, unless somebody else does.
@@ -300,6 +307,20 @@ func (m *mux) flushLocked() {
 			m.wake()
 		}
 	}
+}
+
+// flushSoon is flushLocked after the goroutines that can run now: what their
+// calls have to say leaves in the same write. One of them waits for all.
+func (m *mux) flushSoon() {
+	if m.writing || m.soon {
+		return
+	}
+	m.soon = true
+	m.mu.Unlock()
+	runtime.Gosched()
+	m.mu.Lock()
+	m.soon = false
+	m.flushLocked()
 }
 
 // wake makes every lane look again; m.mu is held.

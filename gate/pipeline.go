@@ -65,15 +65,17 @@ type exchange struct {
 	detail    string        // the cause, for the record only
 	upstream  string        // address the call was sent to, for the record only
 	bytesIn   int64         // of the request body, as far as it was read
+	trace     trace
 	start     time.Time
 	id        string
 	port      string // of the Host, with its colon; "" without one
 	status    int    // of an answer in the gate's own name, when the reason alone does not say
 
-	params  [16]merlon.Param
-	idBuf   [idLength]byte
-	pathBuf []byte
-	hostBuf [256]byte
+	params   [16]merlon.Param
+	idBuf    [idLength]byte
+	traceBuf [32]byte
+	pathBuf  []byte
+	hostBuf  [256]byte
 }
 
 const maxTarget = 8 << 10

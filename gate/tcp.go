@@ -130,8 +130,9 @@ type ports struct {
 	open map[uint16]net.Listener
 }
 
-// bind opens the ports that are wanted and not open yet: all of them or none.
-func (p *ports) bind(wanted map[uint16]string) (fresh map[uint16]net.Listener, err error) {
+// bindPorts opens the local ports that are wanted and not open yet: all of them or none.
+func (g *Gate) bindPorts(wanted map[uint16]string) (fresh map[uint16]net.Listener, err error) {
+	p := &g.ports
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	fresh = map[uint16]net.Listener{}
@@ -139,7 +140,8 @@ func (p *ports) bind(wanted map[uint16]string) (fresh map[uint16]net.Listener, e
 		if p.open[port] != nil {
 			continue
 		}
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
+		address := "127.0.0.1:" + strconv.Itoa(int(port))
+		l, err := g.cfg.Listen("local "+address, address)
 		if err != nil {
 			closeAll(fresh)
 			return nil, fmt.Errorf("local port %d for %s: %w", port, name, err)
@@ -189,5 +191,5 @@ func (g *Gate) tlsFor(s *merlon.Service) func(merlon.Endpoint) (*tls.Config, any
 // sameProtocol reports whether two versions of a service are spoken to alike, so
 // that the connections to it can stay.
 func sameProtocol(a, b *merlon.Service) bool {
-	return a != nil && b != nil && (a.Protocol == merlon.TCP) == (b.Protocol == merlon.TCP) || a == nil && b == nil
+	return (a == nil) == (b == nil) && (a == nil || a.Protocol == b.Protocol)
 }

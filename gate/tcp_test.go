@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -413,5 +414,31 @@ func TestTunnelMany(t *testing.T) {
 	_, r := e.local()
 	if b, _ := io.ReadAll(r); len(b) > 0 {
 		t.Errorf("one more than the bound: %q", b)
+	}
+}
+
+// TestTunnelHalf: a client that has ended does not hold the tunnel for long,
+// even if the service does not notice.
+func TestTunnelHalf(t *testing.T) {
+	t.Parallel()
+	held := make(chan struct{})
+	t.Cleanup(func() { close(held) })
+	address := app(t, func(c net.Conn, r *bufio.Reader) {
+		io.Copy(io.Discard, r)
+		<-held
+	})
+	port := freePort(t)
+	s := setup{addresses: map[string]string{"ledger": address}, bounds: gate.Bounds{Idle: time.Second}}
+	e := s.start(t, "trustDomain: shop.example\nservices:\n  web: {localPorts: {ledger: "+port+"}}\n  ledger: {protocol: tcp, callers: {web: all}}\n")
+	c := dial(t, "127.0.0.1:"+port)
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	closeWrite(t, c)
+	if b, err := io.ReadAll(c); len(b) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read %q, %v", b, err)
+	}
+	e.stop()
+	all := e.evidence(merlon.Place{Service: "web"})
+	if last := all[len(all)-1]; last.Verdict.Reason != gate.ReasonTunnelQuiet && last.Verdict.Reason != gate.ReasonTunnelBroken {
+		t.Errorf("recorded %+v", last)
 	}
 }

@@ -124,6 +124,7 @@ type tunnel struct {
 
 	mu   sync.Mutex
 	cut  failure // why it was ended, by the first who did
+	half bool    // one direction has ended
 	over bool    // c belongs to somebody else
 }
 
@@ -213,7 +214,7 @@ func (x *exchange) keep() {
 // shed gives back the buffers of the call and lets go of the orders under which
 // it began, which would stay in memory for as long as the tunnel lasts.
 func (c *conn) shed(up *upstream.Conn) {
-	c.x.f, c.x.service, c.x.operation = nil, nil, nil
+	c.x.f, c.x.service, c.x.operation, c.peer.under = nil, nil, nil, nil
 	c.websocket = c.x.upgrades()
 	c.req.Reset()
 	c.res.Reset()
@@ -282,8 +283,7 @@ func (f *flow) carry() error {
 func (f *flow) read(buf []byte) (int, error) {
 	g := f.t.c.g
 	for {
-		now, quiet := g.clock.Nanos(), g.cfg.Bounds.Quiet
-		left := quiet - time.Duration(now-f.t.active.Load())
+		left := f.t.quiet() - time.Duration(g.clock.Nanos()-f.t.active.Load())
 		if left <= 0 {
 			f.t.stop(failure{reason: ReasonTunnelQuiet, cause: errQuiet})
 		}
@@ -316,17 +316,36 @@ func (f *flow) write(b []byte) error {
 
 // closeWrite tells the other side that nothing more will come.
 func (f *flow) closeWrite() error {
+	t, bounds := f.t, &f.t.c.g.cfg.Bounds
 	half, ok := f.to.(interface{ CloseWrite() error })
 	if !ok {
 		return io.ErrClosedPipe
 	}
-	f.t.mu.Lock()
-	if f.t.cut.reason == "" && f.t.cut.cause == nil {
-		f.t.cut.cause = fmt.Errorf("the %s ended it", f.source)
+	t.mu.Lock()
+	if !t.half && t.cut.reason == "" {
+		t.cut.cause = fmt.Errorf("the %s ended it", f.source)
 	}
-	f.t.mu.Unlock()
-	f.watch.start(f.t.c.g, writeSide{f.to}, f.t.c.g.cfg.Bounds.Stall, busy)
+	t.half = true
+	t.mu.Unlock()
+	other := &t.down
+	if f == other {
+		other = &t.back
+	}
+	other.watch.restart(t.c.g, readSide{other.from}, bounds.Idle, busy)
+	f.watch.start(t.c.g, writeSide{f.to}, bounds.Stall, busy)
 	return half.CloseWrite()
+}
+
+// quiet is how long no byte may come. When one side has ended, the other is not
+// waited for as long: one whose end is only half of a close would hold the
+// tunnel, at no cost to itself.
+func (t *tunnel) quiet() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.half {
+		return t.c.g.cfg.Bounds.Idle
+	}
+	return t.c.g.cfg.Bounds.Quiet
 }
 
 // stop ends both directions at once, if they have not ended. The first reason
@@ -374,16 +393,17 @@ func (t *tunnel) allowed(f *force) bool {
 
 // prove asks again whether the gate's own service is at the other end of the
 // local side.
-func (t *tunnel) prove() {
-	c := t.c
+func (t *tunnel) prove(own func(net.Conn) error) {
 	t.mu.Lock()
-	over, nc := t.over, c.net
-	asked := !over && c.at == Outbound
+	var local net.Conn
+	if !t.over && t.c.at == Outbound {
+		local = t.c.net
+	}
 	t.mu.Unlock()
-	if !asked {
+	if local == nil {
 		return
 	}
-	if err := c.g.cfg.Own(nc); err != nil {
+	if err := own(local); err != nil {
 		t.stop(failure{reason: ReasonNotOwn, cause: err})
 	}
 }
@@ -467,6 +487,6 @@ func (g *Gate) askTunnels() {
 		return
 	}
 	for _, t := range all {
-		t.prove()
+		t.prove(g.cfg.Own)
 	}
 }

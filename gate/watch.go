@@ -164,7 +164,8 @@ type registry struct {
 	clients   map[netip.Addr]int
 	admitted  int
 	listeners []net.Listener
-	closed    bool
+	deaf      bool      // no listener is added any more
+	closed    bool      // and nothing is admitted
 	empty     sync.Cond // admitted became 0
 	done      chan struct{}
 	stopOnce  sync.Once
@@ -261,7 +262,7 @@ func (r *registry) count() int {
 func (r *registry) addListener(l net.Listener) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
+	if r.deaf {
 		return false
 	}
 	r.listeners = append(r.listeners, l)
@@ -275,13 +276,19 @@ func (r *registry) forget(l net.Listener) {
 	r.listeners = slices.DeleteFunc(r.listeners, func(other net.Listener) bool { return other == l })
 }
 
+func (r *registry) listens() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.listeners) > 0
+}
+
 func (r *registry) closeListeners() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, l := range r.listeners {
 		l.Close()
 	}
-	r.listeners = nil
+	r.listeners, r.deaf = nil, true
 }
 
 func (r *registry) each(f func(*watch)) {
@@ -322,7 +329,9 @@ func (g *Gate) sweep() {
 			return
 		case <-tick.C:
 			now := g.clock.Nanos()
+			g.swept.Store(now)
 			g.open.each(func(w *watch) { w.expire(now) })
+			g.runners.trim()
 			if !g.cfg.Portable {
 				g.open.eachConn(func(c *conn) { c.watch.look(c.look) })
 			}

@@ -100,6 +100,7 @@ func (f *frames2) refusals(t *testing.T) {
 	}{
 		{"CONNECT", "/plain", []string{":protocol=websocket", version13}, "501", "upgrade_not_spoken"},
 		{"CONNECT", "/rooms/1", []string{":protocol=connect-udp", version13}, "501", "upgrade_not_spoken"},
+		{"CONNECT", "/plain", []string{":protocol=h2c", version13}, "501", "upgrade_not_spoken"},
 		{"CONNECT", "/rooms/1", []string{":protocol=websocket", "sec-websocket-version=8"}, "426", "websocket_version"},
 		{"CONNECT", "/rooms/1?answer=200", []string{":protocol=websocket", version13}, "502", "upstream_invalid"},
 		{"CONNECT", "/rooms/1?answer=403", []string{":protocol=websocket", version13}, "403", ""},
