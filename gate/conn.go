@@ -271,14 +271,14 @@ func renewal(now, until time.Time) time.Time { return until.Add(-until.Sub(now) 
 func (c *conn) next() bool {
 	limits := c.at.limits()
 	c.req.Reset()
-	if c.in.r == c.in.w {
+	for c.in.r == c.in.w {
 		c.rest()
 		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 		// Asked after the wait is known: a drain either sees it or is seen.
 		if c.g.draining.Load() {
 			return false
 		}
-		if c.in.fill() != nil {
+		if c.in.fill() != nil && !c.watch.interrupted() {
 			return false
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"merlon"
 	"merlon/gate/http1"
+	"merlon/gate/http2"
 	"merlon/gate/upstream"
 	"merlon/internal/wire"
 )
@@ -76,7 +77,12 @@ func (c *conn) awaitBody() error {
 // answer came, and the budget permits. A pooled connection that the upstream
 // had closed meanwhile is the usual cause and needs no budget.
 func (c *conn) mayRetry(cluster *upstream.Cluster, up *upstream.Conn, f failure, attempt int) bool {
-	if up == nil || attempt > 1 || f.reason != ReasonUpstreamBroken || c.up.w > 0 || !c.bodyBuffered() {
+	switch {
+	case up == nil || attempt > 1 || f.reason != ReasonUpstreamBroken || c.up.w > 0:
+		return false
+	case f.kind == upstream.Refused && (c.bodyBuffered() || c.stream == nil):
+		return attempt == 0 || cluster.MayRetry()
+	case !c.bodyBuffered():
 		return false
 	}
 	switch c.req.Method {
@@ -182,6 +188,7 @@ func (c *conn) readHead(up *upstream.Conn) failure {
 			}
 		}
 		if err := c.up.fill(); err != nil {
+			c.res.Reset() // or the end of the next head would be looked for beyond what was seen of this
 			if errors.Is(err, errBufferFull) {
 				return invalid(errors.New("the head of the answer is too large"))
 			}
@@ -214,6 +221,11 @@ func (c *conn) broken(err error, reused bool) failure {
 	if reused && c.up.w == 0 {
 		kind = upstream.Stale
 	}
+	if _, refused := errors.AsType[*refusedError](err); refused {
+		kind = upstream.Refused
+	} else if e, ok := errors.AsType[*http2.Error](err); ok {
+		return invalid(e)
+	}
 	return failure{ReasonUpstreamBroken, err, kind, true}
 }
 
@@ -236,7 +248,7 @@ func (c *conn) fail(up *upstream.Conn, keep bool, f failure) bool {
 
 // answer sends the upstream's answer to the client.
 func (c *conn) answer(up *upstream.Conn, keep bool) bool {
-	if s := c.stream; s != nil && !s.answered() || c.g.draining.Load() {
+	if s := c.stream; s != nil && !s.answered() || c.g.leaving.Load() {
 		keep = false // the client must not be told to go on in the middle of a body, or at the end
 	}
 	chunked := c.buildResponse(&keep)
@@ -252,7 +264,7 @@ func (c *conn) answer(up *upstream.Conn, keep bool) bool {
 	}
 	sentAll := c.endBody()
 	c.watch.stop()
-	c.giveBack(up, whole && sentAll && c.up.r == c.up.w && !c.res.Close && c.res.Body != http1.BodyClose)
+	c.giveBack(up, whole && sentAll && c.up.r == c.up.w && !c.res.Close && c.res.Body != http1.BodyClose && !c.bodyMayFollow(up))
 	if !whole {
 		c.x.verdict.Reason, c.x.detail = f.reason, f.cause.Error()
 		if f.reason == ReasonRevoked {

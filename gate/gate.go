@@ -103,7 +103,9 @@ type Gate struct {
 	ids      idSource
 	open     registry
 	swapping sync.Mutex
-	draining atomic.Bool
+	leaving  atomic.Bool   // answers say that their connections end
+	draining atomic.Bool   // and connections end when they are idle
+	swept    atomic.Int64  // when the sweeper last came by, on clock
 	proofs   atomic.Uint64 // how often local callers had to prove themselves anew
 	metrics  metrics
 	spans    *otlp.Exporter
@@ -160,7 +162,7 @@ func (g *Gate) Serve(l net.Listener, at Position) error {
 	for {
 		nc, err := l.Accept()
 		if err != nil {
-			if g.draining.Load() || errors.Is(err, net.ErrClosed) {
+			if g.leaving.Load() || errors.Is(err, net.ErrClosed) {
 				return net.ErrClosed
 			}
 			// Out of descriptors, or a connection gone before it was
@@ -184,15 +186,23 @@ func (g *Gate) Serve(l net.Listener, at Position) error {
 
 // Drain stops accepting, lets calls in progress finish and closes connections
 // as they fall idle, until none is left or ctx ends; then it closes the rest.
-func (g *Gate) Drain(ctx context.Context) error {
-	g.draining.Store(true)
+func (g *Gate) Drain(ctx context.Context) error { return g.Leave(ctx, 0) }
+
+// Leave is Drain for a gate whose place another one takes. For as long as
+// patience, idle connections stay, so that the answer to its next request tells
+// a client that the connection ends (RFC 9112 9.6). The request that a client
+// sends in the very moment in which its idle connection is closed is lost.
+func (g *Gate) Leave(ctx context.Context, patience time.Duration) error {
+	g.leaving.Store(true)
 	g.open.closeListeners()
+	g.open.interrupt(idle) // HTTP/2 can be told at once
+	closeIdle := time.Now().Add(patience)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for {
-		g.open.interrupt(idle)
-		if g.open.count() == 0 {
-			break
+	for g.open.count() > 0 {
+		if !time.Now().Before(closeIdle) {
+			g.draining.Store(true)
+			g.open.interrupt(idle)
 		}
 		select {
 		case <-ctx.Done():
@@ -210,6 +220,7 @@ func (g *Gate) Drain(ctx context.Context) error {
 // the calls have ended, so that their records are kept if the writer is closed
 // after the gate.
 func (g *Gate) Close() {
+	g.leaving.Store(true)
 	g.draining.Store(true)
 	g.open.closeListeners()
 	g.open.closeAll()

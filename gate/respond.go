@@ -133,6 +133,14 @@ func (c *conn) bodiless() bool {
 	return c.req.Method == "HEAD" || c.res.Status == 204 || c.res.Status == 304
 }
 
+// bodyMayFollow reports whether the application may yet send the body that its
+// answer has not: many answer HEAD as if it were GET. What came when the
+// connection is in the pool, and in use again, would be the answer to somebody
+// else's call, and its bytes are often a client's to choose. Gates do not err so.
+func (c *conn) bodyMayFollow(up *upstream.Conn) bool {
+	return up.Endpoint.ID == "" && (c.req.Method == "HEAD" || c.bodiless() && c.res.Length > 0)
+}
+
 // appendVerdict writes what the gate adds to every answer.
 func (x *exchange) appendVerdict(out []byte) []byte {
 	out = http1.AppendField(out, headerRequest, x.id)
@@ -164,7 +172,7 @@ func (c *conn) refuse(keep bool) bool {
 // id under which the record has the rest. The cause is not for the caller.
 func (c *conn) respond(keep bool) bool {
 	x := &c.x
-	keep = c.endBody() && keep && !c.g.draining.Load()
+	keep = c.endBody() && keep && !c.g.leaving.Load()
 	status := x.answerStatus()
 	out := http1.AppendStatusLine(c.out[:0], status, "")
 	out = append(out, "Content-Type: application/json\r\nCache-Control: no-store\r\n"...)

@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"merlon"
-	"merlon/contract"
+	"merlon/contract/route"
 )
 
 func TestParseCall(t *testing.T) {
@@ -133,18 +133,18 @@ func TestRender(t *testing.T) {
 func TestExternalAny(t *testing.T) {
 	t.Parallel()
 	s := mustLoad(t, files("merlon.yaml", inExternal(""))).Intent.Service("stripe")
-	var routes []contract.Route
+	var routes []route.Route
 	for _, o := range s.Operations {
-		routes = append(routes, contract.Route{Method: o.Method, Path: o.Path, Pos: o.Pos, Name: o.Name})
+		routes = append(routes, route.Route{Method: o.Method, Path: o.Path, Pos: o.Pos, Name: o.Name})
 	}
-	r, ds := contract.NewRouter(routes)
+	r, ds := route.NewRouter(routes)
 	if len(ds) > 0 {
 		t.Fatal(ds)
 	}
 	for path, want := range map[string]string{"/": "root", "/v1": "any", "/v1/charges": "any", "/v1/": "any"} {
 		for _, method := range []string{"GET", "POST", "PROPFIND"} {
 			i, _, found := r.Match(method, path, nil)
-			if found != contract.Matched || routes[i].Name != want {
+			if found != route.Matched || routes[i].Name != want {
 				t.Errorf("%s %s: %v %d, want %s", method, path, found, i, want)
 			}
 		}

@@ -233,7 +233,7 @@ func malformed(test *merlon.Test, v merlon.Verdict) policy.Explanation {
 // statusOf is the HTTP status with which a gate answers a denial, or 0 for a
 // service that does not speak HTTP.
 func statusOf(in *merlon.Intent, call *merlon.Call, r merlon.Reason) int {
-	if s := in.Service(call.Service); s != nil && s.Protocol != merlon.HTTP {
+	if s := in.Service(call.Service); s != nil && s.Protocol != merlon.HTTP && s.Protocol != merlon.HTTP2 {
 		return 0
 	}
 	return gate.Status(r, call.Caller.Kind == merlon.Anyone && in.Gateway != nil && len(in.Gateway.Logins) > 0)
