@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,6 +28,8 @@ type chosen struct {
 	denied bool
 	slow   time.Duration
 
+	records string // where to look, if not in the state directory
+
 	classes, codes map[int]bool // of status; nil for all
 }
 
@@ -36,6 +39,8 @@ func (f *chosen) flags(c *cobra.Command) {
 	c.Flags().StringVar(&f.operation, "operation", "", "calls of this `operation` only")
 	c.Flags().StringVar(&f.caller, "caller", "", "calls by this `caller` only: a service, a login, anyone or nobody")
 	c.Flags().StringVar(&f.place, "place", "", "calls that passed this `place` only: gateway, or a service for the gate beside it")
+	c.Flags().StringVar(&f.records, "records", "", "look at the records in this `directory`: of a merlon-gate, which has no state directory")
+	c.MarkFlagDirname("records")
 	c.RegisterFlagCompletionFunc("service", completeNames(false))
 	c.RegisterFlagCompletionFunc("caller", completeNames(true))
 	c.RegisterFlagCompletionFunc("place", completePlaces)
@@ -87,7 +92,10 @@ func callerOf(r *record.Record) string {
 }
 
 // running wants a system that runs, and returns where its records are.
-func (u *ui) running(ctx context.Context, dir string) (records string, err error) {
+func (f *chosen) running(ctx context.Context, u *ui, dir string) (records string, err error) {
+	if f.records != "" {
+		return f.records, isDir(f.records)
+	}
 	records, err = u.recordDir(dir)
 	if err != nil {
 		return "", err
@@ -97,6 +105,70 @@ func (u *ui) running(ctx context.Context, dir string) (records string, err error
 		return "", errStopped(dir)
 	}
 	return records, err
+}
+
+// isDir says what is wrong with the name of a directory.
+func isDir(name string) error {
+	info, err := os.Stat(name)
+	if err == nil && !info.IsDir() {
+		err = fmt.Errorf("%q is a file", name)
+	}
+	return err
+}
+
+// seen is a record as it is written, or why there are no more.
+type seen struct {
+	record.Record
+	err error
+}
+
+// follow sends what is recorded from now on, in all chains of a directory, until
+// ctx ends; then it closes the channel.
+func follow(ctx context.Context, dir string) <-chan seen {
+	found := make(chan seen, 256)
+	go func() {
+		defer close(found)
+		var chains sync.WaitGroup
+		defer chains.Wait()
+		known := map[string]bool{}
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			// A process that takes over from another writes a chain of its own.
+			dirs, err := record.Chains(dir)
+			if err != nil {
+				send(ctx, found, seen{err: err})
+			}
+			for _, chain := range dirs {
+				if !known[chain] {
+					known[chain] = true
+					chains.Go(func() {
+						for r, err := range record.Follow(ctx, chain, record.Filter{}) {
+							if !send(ctx, found, seen{r, err}) {
+								return
+							}
+						}
+					})
+				}
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}()
+	return found
+}
+
+// send sends what was seen, and reports whether there is a use in going on.
+func send(ctx context.Context, to chan<- seen, s seen) bool {
+	select {
+	case to <- s:
+		return s.err == nil
+	case <-ctx.Done():
+		return false
+	}
 }
 
 func newTap(u *ui) *cobra.Command {
@@ -120,7 +192,7 @@ many that were is said.`,
 			if rate < 1 || most < 0 {
 				return usage("--rate is at least 1, and --count at least 0")
 			}
-			dir, err := u.running(cmd.Context(), dirArg(args, 0))
+			dir, err := f.running(cmd.Context(), u, dirArg(args, 0))
 			if err != nil {
 				return err
 			}
@@ -155,14 +227,14 @@ func (t *tap) run(ctx context.Context, dir string, f *chosen, most int) error {
 	defer seconds.Wait()
 	defer cancel()
 	shown := 0
-	for r, err := range record.Follow(ctx, dir, record.Filter{}) {
-		if err != nil {
-			return err
+	for s := range follow(ctx, dir) {
+		if s.err != nil {
+			return s.err
 		}
-		if !f.match(&r) {
+		if !f.match(&s.Record) {
 			continue
 		}
-		t.show(&r)
+		t.show(&s.Record)
 		if shown++; shown == most {
 			return nil
 		}

@@ -40,7 +40,7 @@ was at some time in the past, from the records.`,
 			if o.at != "" {
 				return u.topThen(dirArg(args, 0), &f, &o)
 			}
-			dir, err := u.running(cmd.Context(), dirArg(args, 0))
+			dir, err := f.running(cmd.Context(), u, dirArg(args, 0))
 			if err != nil {
 				return err
 			}
@@ -167,22 +167,33 @@ func (u *ui) topThen(dir string, f *chosen, o *topOptions) error {
 	if err != nil {
 		return err
 	}
-	records, err := u.recordDir(dir)
+	records := f.records
+	if records == "" {
+		records, err = u.recordDir(dir)
+	} else {
+		err = isDir(records)
+	}
+	if err != nil {
+		return err
+	}
+	chains, err := record.Chains(records)
 	if err != nil {
 		return err
 	}
 	from := to.Add(-o.window)
 	var calls []topCall
 	// A call belongs to the window in which it ended.
-	for r, err := range record.Read(records, record.Filter{Until: to.UnixNano()}) {
-		if err != nil {
-			return err
-		}
-		if c := remember(&r); f.counted(&r) && c.end >= from.UnixNano() && c.end < to.UnixNano() {
-			if len(calls) == maxCalls {
-				return hinted(fmt.Errorf("there are more than %d calls in the window", maxCalls), "choose a shorter --window, or fewer calls")
+	for _, chain := range chains {
+		for r, err := range record.Read(chain, record.Filter{Until: to.UnixNano()}) {
+			if err != nil {
+				return inChain(err, records, chain)
 			}
-			calls = append(calls, c)
+			if c := remember(&r); f.counted(&r) && c.end >= from.UnixNano() && c.end < to.UnixNano() {
+				if len(calls) == maxCalls {
+					return hinted(fmt.Errorf("there are more than %d calls in the window", maxCalls), "choose a shorter --window, or fewer calls")
+				}
+				calls = append(calls, c)
+			}
 		}
 	}
 	return u.printTop(summarize(calls, from, to), o)
@@ -204,23 +215,7 @@ func (u *ui) topNow(ctx context.Context, dir string, f *chosen, o *topOptions) e
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	began := time.Now()
-	found, failed := make(chan topCall, 1024), make(chan error, 1)
-	go func() {
-		defer close(found)
-		for r, err := range record.Follow(ctx, dir, record.Filter{}) {
-			if err != nil {
-				failed <- err
-				return
-			}
-			if f.counted(&r) {
-				select {
-				case found <- remember(&r):
-				case <-ctx.Done():
-					return
-				}
-			}
-		}
-	}()
+	found := follow(ctx, dir)
 	every := o.every
 	if o.once {
 		every = o.window
@@ -230,20 +225,19 @@ func (u *ui) topNow(ctx context.Context, dir string, f *chosen, o *topOptions) e
 	var calls []topCall
 	for {
 		select {
-		case c, ok := <-found:
-			if !ok {
-				select {
-				case err := <-failed:
-					return err
-				default:
-					return nil // interrupted
-				}
-			}
-			if len(calls) == maxCalls {
+		case s, ok := <-found:
+			switch {
+			case !ok:
+				return nil // interrupted
+			case s.err != nil:
+				return s.err
+			case !f.counted(&s.Record):
+				continue
+			case len(calls) == maxCalls:
 				calls = append(calls[:0], calls[maxCalls/10:]...)
 				began = time.Unix(0, calls[0].end)
 			}
-			calls = append(calls, c)
+			calls = append(calls, remember(&s.Record))
 			continue
 		case <-tick.C:
 		}
