@@ -25,9 +25,9 @@ type Request struct {
 	// Upgrade is the protocol the client asks to change to; "" when it does not.
 	Upgrade       string
 	Authorization string
-	// Traced says that there is a traceparent, and it is worth a look which.
-	Traced   bool
-	Trailers bool // the client takes trailers (TE: trailers, RFC 9110 10.1.4)
+	ContentType   string
+	Trailers      bool // the client takes trailers (TE: trailers, RFC 9110 10.1.4)
+	Traced        bool // there is a traceparent
 
 	seen int // bytes of an unfinished head already looked at
 }
@@ -97,7 +97,7 @@ func (r *Request) head(buf []byte, lim *Limits) (n int, err error) {
 	if err := h.options(r.Fields); err != nil {
 		return 0, err
 	}
-	r.Authorization = h.authorization
+	r.Authorization, r.ContentType = h.authorization, h.contentType
 	r.Traced = h.count[traceParent] > 0
 	r.Trailers = h.trailers && r.Minor == 1
 	r.Close = h.close || r.Minor == 0 && !h.keepAlive
