@@ -27,6 +27,7 @@ type Request struct {
 	Authorization string
 	ContentType   string
 	Trailers      bool // the client takes trailers (TE: trailers, RFC 9110 10.1.4)
+	Traced        bool // there is a traceparent
 
 	seen int // bytes of an unfinished head already looked at
 }
@@ -97,6 +98,7 @@ func (r *Request) head(buf []byte, lim *Limits) (n int, err error) {
 		return 0, err
 	}
 	r.Authorization, r.ContentType = h.authorization, h.contentType
+	r.Traced = h.count[traceParent] > 0
 	r.Trailers = h.trailers && r.Minor == 1
 	r.Close = h.close || r.Minor == 0 && !h.keepAlive
 	chunked, err := h.chunked(r.Minor)
