@@ -357,7 +357,7 @@ func (c *conn) answer(up *upstream.Conn, keep bool) bool {
 	switch {
 	case f.theirs:
 		up.Failed(f.kind)
-	case whole && c.x.code == grpc.Unavailable.String(), c.res.Status == 502 || c.res.Status == 503 || c.res.Status == 504:
+	case whole && c.x.coded && c.x.code == grpc.Unavailable, c.res.Status == 502 || c.res.Status == 503 || c.res.Status == 504:
 		up.Failed(upstream.Gateway)
 	default:
 		up.Succeeded()

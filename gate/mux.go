@@ -36,7 +36,7 @@ type mux struct {
 	lanes   map[uint32]*lane
 	begun   []*lane // by the batch at hand
 	writing bool
-	soon    bool // a lane will flush when others have had their turn
+	soon    bool      // a lane will flush when others have had their turn
 	written sync.Cond // writing became false
 	waiting int       // lanes that wait to write
 	err     error     // why the connection has ended

@@ -71,10 +71,11 @@ type exchange struct {
 
 	kind     grpc.Kind // of the call's messages, once it is known to be one of gRPC
 	web      bool      // its answer is translated to gRPC-Web
-	code     string    // the name of its status, as far as it is known
-	deadline int64     // that came with it, on the gate's coarse clock; 0 for none
-	lasting  bool      // the contract says that it lasts as long as both sides like
-	events   bool      // its answer does, being made of events
+	code     grpc.Code // its status, once coded
+	coded    bool
+	deadline int64 // that came with it, on the gate's coarse clock; 0 for none
+	lasting  bool  // the contract says that it lasts as long as both sides like
+	events   bool  // its answer does, being made of events
 
 	params   [16]merlon.Param
 	idBuf    [idLength]byte
@@ -372,6 +373,10 @@ func (x *exchange) answerStatus() int {
 	}
 	return Status(x.verdict.Reason, x.call.Caller.Kind == merlon.Anyone && x.f != nil && x.f.tokens != nil)
 }
+
+// StatusGRPC is the name of the status of gRPC that says what an HTTP status says
+// of a denial.
+func StatusGRPC(status int) string { return grpc.FromHTTP(status).String() }
 
 // Status is the HTTP status of a denial. stranger says that the caller showed
 // no token to a gateway that knows logins.

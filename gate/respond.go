@@ -315,7 +315,6 @@ func (c *conn) record(status int, sent int64) {
 		Path:       x.call.Path,
 		Query:      x.call.Query, // which the writer keeps only if told to
 		Status:     status,
-		GRPC:       x.code,
 		Verdict:    x.verdict,
 		Detail:     x.detail,
 		Upstream:   x.upstream,
@@ -323,6 +322,9 @@ func (c *conn) record(status int, sent int64) {
 		BytesIn:    x.bytesIn,
 		BytesOut:   sent,
 		Trace:      x.traceText(),
+	}
+	if x.coded {
+		r.GRPC = x.code.String()
 	}
 	if x.f != nil {
 		r.Intent = x.f.orders.Of[:min(len(x.f.orders.Of), intentLength)]

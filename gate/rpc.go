@@ -134,7 +134,7 @@ func (c *conn) noteAnswer(up *upstream.Conn) {
 		return
 	}
 	if status, n := http1.Get(res.Fields, "grpc-status"); n > 0 { // and nothing comes after it
-		x.code = grpc.ParseCode(status).String()
+		x.ends(grpc.ParseCode(status))
 		return
 	}
 	x.web = x.kind != grpc.Native && res.Status == 200 && grpc.KindOf(res.ContentType) == grpc.Native
@@ -184,12 +184,15 @@ func (c *conn) takesTrailers() bool {
 
 // noteEnd takes the status of a gRPC call from the end of its answer.
 func (c *conn) noteEnd() {
-	if c.x.kind == grpc.None || c.x.code != "" {
+	if c.x.kind == grpc.None || c.x.coded {
 		return
 	}
 	status, _ := http1.Get(c.ending.Fields, "grpc-status")
-	c.x.code = grpc.ParseCode(status).String()
+	c.x.ends(grpc.ParseCode(status))
 }
+
+// ends notes the status of a gRPC call.
+func (x *exchange) ends(code grpc.Code) { x.code, x.coded = code, true }
 
 // tell ends an answer that cannot go on with a status of gRPC, if that can still
 // be said. If not, the connection or its stream is to be broken off.
@@ -199,7 +202,7 @@ func (c *conn) tell(f failure, chunked bool) bool {
 		return false
 	}
 	code := x.refusal()
-	if x.code = code.String(); f.reason == ReasonClientGone || !x.web && (!chunked || !c.takesTrailers()) {
+	if x.ends(code); f.reason == ReasonClientGone || !x.web && (!chunked || !c.takesTrailers()) {
 		return false
 	}
 	c.ending.Fields = append(c.ending.Fields[:0],
@@ -226,7 +229,7 @@ func (x *exchange) message() string { return string(x.verdict.Reason) + " (reque
 // without a body, whose head has what else is in trailers.
 func (x *exchange) appendRefusal(out []byte, kind grpc.Kind) []byte {
 	code := x.refusal()
-	x.code = code.String()
+	x.ends(code)
 	out = append(out, "Content-Type: "...)
 	out = grpc.AppendContentType(out, kind, x.req.ContentType)
 	out = append(out, "\r\ngrpc-status: "...)

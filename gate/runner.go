@@ -71,7 +71,7 @@ func (p *runners) trim() {
 func (p *runners) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.closed = true
+	p.closed, p.fewest = true, 0
 	p.end(len(p.idle))
 }
 

@@ -3,7 +3,6 @@ package gate_test
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -18,7 +17,6 @@ import (
 	xhttp2 "golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
-	"merlon"
 	"merlon/gate"
 	"merlon/internal/nginxtest"
 )
@@ -239,7 +237,7 @@ func TestUpstreamHTTP2Shares(t *testing.T) {
 		}
 		<-release
 	}), &conns)
-	e := setup{addresses: map[string]string{"web": app}}.start(t, strings.Replace(shop2, "    callers: {anyone: all}", "    timeout: 60s\n    callers: {anyone: all}", 1))
+	e := setup{addresses: map[string]string{"web": app}, bounds: gate.Bounds{Connect: 30 * time.Second}}.start(t, strings.Replace(shop2, "    callers: {anyone: all}", "    timeout: 60s\n    callers: {anyone: all}", 1))
 	c := e.client2()
 	var all sync.WaitGroup
 	for range calls {
@@ -425,7 +423,7 @@ func TestUpstreamHTTP2Silent(t *testing.T) {
 		}
 	})
 	text := strings.Replace(shop2, "    callers: {anyone: all}", "    timeout: 25s\n    callers: {anyone: all}", 1)
-	e := setup{addresses: map[string]string{"web": addr}, bounds: gate.Bounds{Connect: time.Second}}.start(t, text)
+	e := setup{addresses: map[string]string{"web": addr}, bounds: gate.Bounds{Connect: 2 * time.Second}}.start(t, text)
 	if a := do(t, e.client(), "POST", "https://shop.example/send"); a.status != 502 || a.reason != "upstream_broken" {
 		t.Errorf("silent: %d %s", a.status, a.reason)
 	}
@@ -546,8 +544,8 @@ func TestUpstreamHTTP2Trailers(t *testing.T) {
 	}
 }
 
-// TestUpstreamHTTP2OnlyAgreed: between gates HTTP/2 is agreed upon (RFC 7301),
-// and one that speaks it to nobody is not reached.
+// TestUpstreamHTTP2Protocol: new orders may say that a service reads another
+// version, which holds from the next call on.
 func TestUpstreamHTTP2Protocol(t *testing.T) {
 	t.Parallel()
 	e := start(t, shop2, map[string]http.Handler{"web": speaking(echo("web"))})
@@ -560,8 +558,3 @@ func TestUpstreamHTTP2Protocol(t *testing.T) {
 		t.Errorf("after the change: %d %s", a.status, a.header.Get("X-Proto"))
 	}
 }
-
-var (
-	_ = merlon.HTTP2
-	_ = errors.New
-)

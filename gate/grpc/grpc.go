@@ -31,6 +31,7 @@ const (
 	Unimplemented     Code = 12
 	Internal          Code = 13
 	Unavailable       Code = 14
+	dataLoss          Code = 15
 	Unauthenticated   Code = 16
 )
 
@@ -55,6 +56,18 @@ func ParseCode(s string) Code {
 		return Unknown
 	}
 	return Code(n)
+}
+
+// Class is the class of the HTTP status that would say the same: 2, or 4 for
+// what the caller did, or 5 for what the service did.
+func (c Code) Class() int {
+	switch c {
+	case OK:
+		return 2
+	case Unknown, DeadlineExceeded, Internal, Unavailable, dataLoss:
+		return 5
+	}
+	return 4
 }
 
 // FromHTTP is the code of a refusal that HTTP says with status.
