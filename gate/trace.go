@@ -45,7 +45,11 @@ func (x *exchange) joinTrace() {
 	if x.f != nil {
 		traces = x.f.traces
 	}
-	came, stateful, ok := contextOf(x.req.Fields)
+	var came tracecontext.Context
+	var stateful, ok bool
+	if x.req.Traced {
+		came, stateful, ok = contextOf(x.req.Fields)
+	}
 	if !ok && traces == nil {
 		return
 	}
