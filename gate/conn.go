@@ -49,6 +49,8 @@ type conn struct {
 	reserved bool
 
 	lent *upstream.Conn // the connection that this call has borrowed
+	// lane says that this is a stream of HTTP/2, not a connection.
+	lane bool
 	// served says that a request came before.
 	served bool
 	// lingers says that the client may still be sending what nobody will use.
@@ -114,6 +116,7 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 		return
 	}
 	if err := c.prove(); err != nil {
+		g.metrics.handshakes[at].Add(1)
 		g.cfg.Log.Debug("connection refused", "at", at, "client", client, "error", err)
 		return
 	}
@@ -140,6 +143,7 @@ func (c *conn) serveHTTP1() {
 func (g *Gate) newConn(nc net.Conn, at Position, p peer) *conn {
 	c := conns.Get().(*conn)
 	c.g, c.at, c.net, c.peer = g, at, nc, p
+	_, c.lane = nc.(*lane)
 	c.in = reader{conn: nc}
 	c.x.g, c.x.at, c.x.peer, c.x.req = g, at, &c.peer, &c.req
 	return c
@@ -149,6 +153,7 @@ func (g *Gate) newConn(nc net.Conn, at Position, p peer) *conn {
 func (c *conn) end(client netip.Addr, perClient bool) {
 	// A bug met by one hostile request must not end every connection.
 	if p := recover(); p != nil {
+		c.g.metrics.defects.Add(1)
 		c.g.cfg.Log.Error("connection ended by a defect", "at", c.at, "panic", p, "stack", stack())
 		c.endBody()
 		if c.lent != nil {
@@ -266,14 +271,14 @@ func renewal(now, until time.Time) time.Time { return until.Add(-until.Sub(now) 
 func (c *conn) next() bool {
 	limits := c.at.limits()
 	c.req.Reset()
-	if c.in.r == c.in.w {
+	for c.in.r == c.in.w {
 		c.rest()
 		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 		// Asked after the wait is known: a drain either sees it or is seen.
 		if c.g.draining.Load() {
 			return false
 		}
-		if c.in.fill() != nil {
+		if c.in.fill() != nil && !c.watch.interrupted() {
 			return false
 		}
 	}
@@ -361,7 +366,7 @@ func (x *exchange) begin() {
 	if x.at == AtEdge {
 		x.from, x.call.Caller.Client = x.peer.addr, x.peer.client
 	}
-	x.service, x.limited, x.detail, x.upstream, x.status, x.bytesIn = nil, nil, "", "", 0, 0
+	x.service, x.operation, x.limited, x.detail, x.upstream, x.status, x.bytesIn = nil, nil, nil, "", "", 0, 0
 	x.verdict = merlon.Verdict{}
 	x.start = time.Now()
 	x.id = ""
@@ -371,4 +376,5 @@ func (x *exchange) begin() {
 	if x.id == "" {
 		x.id = x.g.ids.next(x.idBuf[:0])
 	}
+	x.joinTrace()
 }

@@ -104,7 +104,11 @@ func (s setup) start(t testing.TB, text string) *estate {
 	t.Cleanup(func() { e.auth.Close() })
 	maps.Copy(e.apps, s.addresses)
 	for name, h := range s.apps {
-		server := httptest.NewServer(h)
+		server := httptest.NewUnstartedServer(h)
+		server.Config.Protocols = new(http.Protocols)
+		server.Config.Protocols.SetHTTP1(true)
+		server.Config.Protocols.SetUnencryptedHTTP2(true)
+		server.Start()
 		t.Cleanup(server.Close)
 		e.apps[name] = server.Listener.Addr().String()
 	}

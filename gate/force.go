@@ -31,12 +31,25 @@ type force struct {
 	proxies  []netip.Prefix    // whose X-Forwarded-For is believed
 	edgeTLS  *tls.Config       // edge: nil for plain HTTP
 	slashes  bool              // some service keeps encoded slashes in its segments
+	series   *series           // where its calls are counted
+	since    time.Time
+	traces   *merlon.Traces // nil for none
 }
 
 // Swap puts orders in force. Either all of them take effect, or none and the
 // error says why: a gate that does not understand its orders refuses them and
 // keeps what it has.
 func (g *Gate) Swap(o *merlon.Orders) error {
+	err := g.swap(o)
+	if err != nil {
+		g.metrics.refused.Add(1)
+	} else {
+		g.metrics.swaps.Add(1)
+	}
+	return err
+}
+
+func (g *Gate) swap(o *merlon.Orders) error {
 	g.swapping.Lock()
 	defer g.swapping.Unlock()
 	if o.Version != merlon.OrdersVersion {
@@ -55,6 +68,9 @@ func (g *Gate) Swap(o *merlon.Orders) error {
 	f, err := g.prepare(o, old)
 	if err != nil {
 		return err
+	}
+	if f.traces != nil {
+		g.spans.To(f.traces.Collector)
 	}
 	g.force.Store(f)
 	// Calls that are still streaming are asked again, also those that wait for
@@ -79,12 +95,15 @@ func (g *Gate) prepare(o *merlon.Orders, old *force) (*force, error) {
 	if ds.Failed() {
 		return nil, ds
 	}
-	f := &force{orders: o, policy: p, clusters: map[string]*upstream.Cluster{}, names: map[string]string{}}
+	f := &force{orders: o, policy: p, clusters: map[string]*upstream.Cluster{}, names: map[string]string{}, series: g.metrics.series(&o.Intent), since: time.Now()}
+	if t := o.Intent.Telemetry; t != nil {
+		f.traces = t.Traces
+	}
 	for i := range o.Intent.Services {
 		s := &o.Intent.Services[i]
 		f.slashes = f.slashes || s.Slashes
-		if s.Protocol != merlon.HTTP {
-			return nil, fmt.Errorf("service %s speaks %v; this gate speaks http only", s.Name, s.Protocol)
+		if !slices.Contains(Protocols(), s.Protocol) {
+			return nil, fmt.Errorf("service %s speaks %v; this gate does not", s.Name, s.Protocol)
 		}
 		if s.External {
 			for _, host := range s.Hosts {
@@ -165,21 +184,39 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 
 func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoint, old *force) *upstream.Cluster {
 	retry := retryPercent(in, name)
-	if old != nil {
+	http2 := speaksHTTP2(in, name)
+	if old != nil && speaksHTTP2(&old.orders.Intent, name) == http2 {
 		if c := old.clusters[name]; c != nil {
 			c.Update(endpoints)
 			c.SetRetry(retry)
 			return c
 		}
 	}
-	return upstream.New(upstream.Config{
+	cfg := upstream.Config{
 		Name:           name,
 		Endpoints:      endpoints,
 		TLS:            g.upstreamTLS,
 		ConnectTimeout: g.cfg.Bounds.Connect,
 		RetryPercent:   retry,
 		Now:            g.clock.Now,
-	})
+	}
+	if http2 {
+		cfg.Mux = g.newUpMux
+		cfg.TLS = func(e merlon.Endpoint) (*tls.Config, any) {
+			config, state := g.upstreamTLS(e)
+			if config != nil {
+				config.NextProtos = []string{"h2"}
+			}
+			return config, state
+		}
+	}
+	return upstream.New(cfg)
+}
+
+// speaksHTTP2 reports whether HTTP/2 is spoken to a service, all the way.
+func speaksHTTP2(in *merlon.Intent, service string) bool {
+	s := in.Service(service)
+	return s != nil && (s.Protocol == merlon.HTTP2 || s.Protocol == merlon.GRPC)
 }
 
 func retryPercent(in *merlon.Intent, service string) int {
@@ -229,7 +266,9 @@ func (f *force) close(next *force) {
 }
 
 // Protocols are what this gate can serve and enforce.
-func Protocols() []merlon.Protocol { return []merlon.Protocol{merlon.HTTP} }
+func Protocols() []merlon.Protocol {
+	return []merlon.Protocol{merlon.HTTP, merlon.HTTP2, merlon.GRPC}
+}
 
 // pinned is a source whose SVID does not change.
 type pinned struct {

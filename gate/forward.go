@@ -9,6 +9,7 @@ import (
 
 	"merlon"
 	"merlon/gate/http1"
+	"merlon/gate/http2"
 	"merlon/gate/upstream"
 	"merlon/internal/wire"
 )
@@ -76,7 +77,12 @@ func (c *conn) awaitBody() error {
 // answer came, and the budget permits. A pooled connection that the upstream
 // had closed meanwhile is the usual cause and needs no budget.
 func (c *conn) mayRetry(cluster *upstream.Cluster, up *upstream.Conn, f failure, attempt int) bool {
-	if up == nil || attempt > 1 || f.reason != ReasonUpstreamBroken || c.up.w > 0 || !c.bodyBuffered() {
+	switch {
+	case up == nil || attempt > 1 || f.reason != ReasonUpstreamBroken || c.up.w > 0:
+		return false
+	case f.kind == upstream.Refused && (c.bodyBuffered() || c.stream == nil):
+		return attempt == 0 || cluster.MayRetry()
+	case !c.bodyBuffered():
 		return false
 	}
 	switch c.req.Method {
@@ -215,6 +221,11 @@ func (c *conn) broken(err error, reused bool) failure {
 	if reused && c.up.w == 0 {
 		kind = upstream.Stale
 	}
+	if _, refused := errors.AsType[*refusedError](err); refused {
+		kind = upstream.Refused
+	} else if e, ok := errors.AsType[*http2.Error](err); ok {
+		return invalid(e)
+	}
 	return failure{ReasonUpstreamBroken, err, kind, true}
 }
 
@@ -237,7 +248,7 @@ func (c *conn) fail(up *upstream.Conn, keep bool, f failure) bool {
 
 // answer sends the upstream's answer to the client.
 func (c *conn) answer(up *upstream.Conn, keep bool) bool {
-	if s := c.stream; s != nil && !s.answered() || c.g.draining.Load() {
+	if s := c.stream; s != nil && !s.answered() || c.g.leaving.Load() {
 		keep = false // the client must not be told to go on in the middle of a body, or at the end
 	}
 	chunked := c.buildResponse(&keep)

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,7 @@ import (
 	"merlon/identity/assertion"
 	"merlon/identity/spiffe"
 	"merlon/internal/coarse"
+	"merlon/internal/otlp"
 	"merlon/record"
 )
 
@@ -101,16 +103,14 @@ type Gate struct {
 	ids      idSource
 	open     registry
 	swapping sync.Mutex
-	draining atomic.Bool
+	leaving  atomic.Bool   // answers say that their connections end
+	draining atomic.Bool   // and connections end when they are idle
+	swept    atomic.Int64  // when the sweeper last came by, on clock
 	proofs   atomic.Uint64 // how often local callers had to prove themselves anew
-	stats    Stats
+	metrics  metrics
+	spans    *otlp.Exporter
 	// placeName is the place as records have it.
 	placeName string
-}
-
-// Stats counts what a gate has done since it started.
-type Stats struct {
-	Allowed, Denied, Refused atomic.Int64 // calls allowed, calls denied, requests that were no call
 }
 
 // New makes a gate. Serve starts it, Close ends it.
@@ -132,13 +132,12 @@ func New(cfg Config) (*Gate, error) {
 		placeName: cfg.Place.String(),
 	}
 	g.signer = assertion.NewSigner(g.signingKey, "spiffe://"+cfg.TrustDomain+"/"+cfg.Place.Workload())
+	g.spans = g.newExporter()
+	g.metrics.init(runtime.GOMAXPROCS(0), cfg.Place.Workload())
 	g.open.init(cfg.Bounds)
 	go g.sweep()
 	return g, nil
 }
-
-// Stats are the gate's counters.
-func (g *Gate) Stats() *Stats { return &g.stats }
 
 // Position is the side of a gate on which a connection arrives.
 type Position uint8
@@ -163,7 +162,7 @@ func (g *Gate) Serve(l net.Listener, at Position) error {
 	for {
 		nc, err := l.Accept()
 		if err != nil {
-			if g.draining.Load() || errors.Is(err, net.ErrClosed) {
+			if g.leaving.Load() || errors.Is(err, net.ErrClosed) {
 				return net.ErrClosed
 			}
 			// Out of descriptors, or a connection gone before it was
@@ -174,8 +173,10 @@ func (g *Gate) Serve(l net.Listener, at Position) error {
 			continue
 		}
 		pause = 0
+		g.metrics.accepted[at].Add(1)
 		client := clientAddress(nc)
 		if !g.open.admit(client, at == AtEdge) {
+			g.metrics.turnedAway.Add(1)
 			nc.Close()
 			continue
 		}
@@ -185,15 +186,23 @@ func (g *Gate) Serve(l net.Listener, at Position) error {
 
 // Drain stops accepting, lets calls in progress finish and closes connections
 // as they fall idle, until none is left or ctx ends; then it closes the rest.
-func (g *Gate) Drain(ctx context.Context) error {
-	g.draining.Store(true)
+func (g *Gate) Drain(ctx context.Context) error { return g.Leave(ctx, 0) }
+
+// Leave is Drain for a gate whose place another one takes. For as long as
+// patience, idle connections stay, so that the answer to its next request tells
+// a client that the connection ends (RFC 9112 9.6). The request that a client
+// sends in the very moment in which its idle connection is closed is lost.
+func (g *Gate) Leave(ctx context.Context, patience time.Duration) error {
+	g.leaving.Store(true)
 	g.open.closeListeners()
+	g.open.interrupt(idle) // HTTP/2 can be told at once
+	closeIdle := time.Now().Add(patience)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for {
-		g.open.interrupt(idle)
-		if g.open.count() == 0 {
-			break
+	for g.open.count() > 0 {
+		if !time.Now().Before(closeIdle) {
+			g.draining.Store(true)
+			g.open.interrupt(idle)
 		}
 		select {
 		case <-ctx.Done():
@@ -211,6 +220,7 @@ func (g *Gate) Drain(ctx context.Context) error {
 // the calls have ended, so that their records are kept if the writer is closed
 // after the gate.
 func (g *Gate) Close() {
+	g.leaving.Store(true)
 	g.draining.Store(true)
 	g.open.closeListeners()
 	g.open.closeAll()
@@ -220,6 +230,7 @@ func (g *Gate) Close() {
 		f.close(nil)
 	}
 	g.open.awaitNone()
+	g.spans.Close()
 	g.open.stop()
 	g.clock.Stop()
 }

@@ -178,7 +178,7 @@ func (m *mux) boundIdle() {
 // it has.
 func (m *mux) leave() bool {
 	c := m.c
-	if !c.g.draining.Load() && (c.at != Inbound || time.Now().Before(c.peer.renew)) {
+	if !c.g.leaving.Load() && (c.at != Inbound || time.Now().Before(c.peer.renew)) {
 		return false
 	}
 	m.mu.Lock()

@@ -49,6 +49,7 @@ func (x *exchange) appendOwn(out []byte, up *upstream.Conn) ([]byte, error) {
 		return out, nil
 	}
 	out = http1.AppendField(out, headerRequest, x.id)
+	out = x.appendTrace(out)
 	caller := &x.call.Caller
 	if caller.Client != "" {
 		out = http1.AppendField(out, "X-Forwarded-For", caller.Client)
@@ -171,7 +172,7 @@ func (c *conn) refuse(keep bool) bool {
 // id under which the record has the rest. The cause is not for the caller.
 func (c *conn) respond(keep bool) bool {
 	x := &c.x
-	keep = c.endBody() && keep && !c.g.draining.Load()
+	keep = c.endBody() && keep && !c.g.leaving.Load()
 	status := x.answerStatus()
 	out := http1.AppendStatusLine(c.out[:0], status, "")
 	out = append(out, "Content-Type: application/json\r\nCache-Control: no-store\r\n"...)
@@ -266,12 +267,6 @@ const intentLength = 16
 // record writes the line of evidence for the call.
 func (c *conn) record(status int, sent int64) {
 	x := &c.x
-	stats := &c.g.stats
-	if x.verdict.Effect == merlon.Allow {
-		stats.Allowed.Add(1)
-	} else {
-		stats.Denied.Add(1)
-	}
 	r := &c.rec
 	*r = record.Record{
 		Time:       x.start.UnixNano(),
@@ -295,10 +290,13 @@ func (c *conn) record(status int, sent int64) {
 		Duration:   int64(time.Since(x.start)),
 		BytesIn:    x.bytesIn,
 		BytesOut:   sent,
+		Trace:      x.traceText(),
 	}
 	if x.f != nil {
 		r.Intent = x.f.orders.Of[:min(len(x.f.orders.Of), intentLength)]
 	}
+	c.count(r)
+	x.traced(r)
 	var err error
 	if c.reserved {
 		c.reserved = false

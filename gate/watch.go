@@ -163,7 +163,8 @@ type registry struct {
 	clients   map[netip.Addr]int
 	admitted  int
 	listeners []net.Listener
-	closed    bool
+	deaf      bool      // no listener is added any more
+	closed    bool      // and nothing is admitted
 	empty     sync.Cond // admitted became 0
 	done      chan struct{}
 	stopOnce  sync.Once
@@ -247,11 +248,17 @@ func (r *registry) count() int {
 func (r *registry) addListener(l net.Listener) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
+	if r.deaf {
 		return false
 	}
 	r.listeners = append(r.listeners, l)
 	return true
+}
+
+func (r *registry) listens() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.listeners) > 0
 }
 
 func (r *registry) closeListeners() {
@@ -260,7 +267,7 @@ func (r *registry) closeListeners() {
 	for _, l := range r.listeners {
 		l.Close()
 	}
-	r.listeners = nil
+	r.listeners, r.deaf = nil, true
 }
 
 func (r *registry) each(f func(*watch)) {
@@ -301,6 +308,7 @@ func (g *Gate) sweep() {
 			return
 		case <-tick.C:
 			now := g.clock.Nanos()
+			g.swept.Store(now)
 			g.open.each(func(w *watch) { w.expire(now) })
 			if !g.cfg.Portable {
 				g.open.eachConn(func(c *conn) { c.watch.look(c.look) })

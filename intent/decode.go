@@ -17,6 +17,7 @@ const (
 	defaultTimeout = 15 * time.Second
 	defaultRetry   = 20
 	defaultMaxBody = 1 << 20
+	defaultSample  = 10_000 // of a million
 )
 
 // estate is what all files say together, before names are resolved. Values in
@@ -26,6 +27,7 @@ type estate struct {
 	trustDomain string
 	mode        merlon.Mode
 	gateway     *merlon.Gateway
+	telemetry   *merlon.Telemetry
 	logins      []*loginDef
 	services    []*serviceDef
 	guardrails  []guardrailDef
@@ -112,7 +114,7 @@ func (e *estate) read(s *source, lang *shape) {
 	}
 	for _, f := range d.fields(s.root) {
 		switch f.key.Value {
-		case "trustDomain", "mode", "gateway":
+		case "trustDomain", "mode", "gateway", "telemetry":
 			if s.name != rootFile {
 				d.fail(f.key, codeRootOnly, "move it to "+rootFile+", so that nobody changes the whole estate from the file of one service",
 					"%s is about the whole estate", f.key.Value)
@@ -126,6 +128,8 @@ func (e *estate) read(s *source, lang *shape) {
 			d.mode = modeOf(f.value)
 		case "gateway":
 			d.readGateway(f)
+		case "telemetry":
+			d.readTelemetry(f.value)
 		case "services", "external":
 			for _, s := range d.fields(f.value) {
 				d.readService(s, f.key.Value == "external")
@@ -197,6 +201,20 @@ func (d *decoder) readGateway(f field) {
 			g.Limit, _ = d.readLimit(v, merlon.PerClient)
 		}
 	}
+}
+
+func (d *decoder) readTelemetry(n *yaml.Node) {
+	d.telemetry = new(merlon.Telemetry)
+	traces := d.get(n, "traces")
+	if traces == nil {
+		return
+	}
+	t := &merlon.Traces{Pos: d.word(traces).pos, Collector: strings.TrimRight(d.text(traces, "collector"), "/"), Sample: defaultSample}
+	if v := d.get(traces, "sample"); v != nil {
+		t.Sample, _ = parseSample(v.Value)
+	}
+	t.Trust = d.text(traces, "trust") == "true"
+	d.telemetry.Traces = t
 }
 
 // distinct takes the texts of words, of which none may come twice.

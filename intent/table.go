@@ -34,6 +34,9 @@ func language() *shape {
 		{name: "guardrails", shape: &shape{list: &shape{object: guardrailKeys()}, empty: true},
 			doc:     "Denials that the owner of a service cannot lift. They go before every rule, also in shadow mode.",
 			example: inGuardrail("")},
+		{name: "telemetry", shape: telemetryShape(),
+			doc:     "What gates tell unasked about the calls that pass them; metrics are there to be asked for, whatever stands here. Stands in `merlon.yaml` only.",
+			example: inTraces("")},
 		{name: "tests", shape: &shape{list: &shape{object: testKeys()}, empty: true},
 			doc:     "What must be true of the whole: `check`, `plan` and `apply` fail when a test does.",
 			example: inTest("expect: allow")},
@@ -118,6 +121,31 @@ func gatewayShape(limit *shape) *shape {
 	}}
 }
 
+func telemetryShape() *shape {
+	return &shape{object: []key{
+		{name: "traces",
+			doc: "Spans of calls, for an OpenTelemetry collector; see docs/telemetry.md.",
+			shape: &shape{object: []key{
+				{name: "collector", required: true,
+					doc:     "Base URL of the collector, to which gates send OTLP over HTTP: spans go to `/v1/traces` below it. Every gate must reach it.",
+					shape:   &shape{text: &text{what: "a URL such as http://127.0.0.1:4318", check: collectorURL, code: codeURL}},
+					example: inTraces("")},
+				{name: "sample", def: "1%",
+					doc: "Of how many calls the trace is sampled. It is decided where the trace begins, mostly at the gateway, and holds for the whole of it.",
+					shape: &shape{text: &text{what: "a percentage such as 1% or 0.05%", pattern: `^(100(\.0{1,4})?|[0-9]{1,2}(\.[0-9]{1,4})?)%$`, check: func(s string) *problem {
+						_, p := parseSample(s)
+						return p
+					}}},
+					example: inTraces("sample: 0.5%")},
+				{name: "trust", def: "false",
+					doc:     "Lets clients of the gateway choose the trace that their call belongs to, and whether it is sampled. Otherwise the gateway begins a trace of its own, with a link to theirs.",
+					shape:   &shape{text: &text{what: "true or false", enum: []string{"true", "false"}, number: true}},
+					example: inTraces("trust: true")},
+			}},
+			example: inTraces("")},
+	}}
+}
+
 func loginKeys() []key {
 	return []key{
 		{name: "issuer", required: true, doc: "The `iss` of the tokens, exactly as it stands in them.",
@@ -151,8 +179,8 @@ func serviceKeys(operations, callers *shape) []key {
 			doc:     "Operations named here, for a service without a contract or beside it: `METHOD /path`, with `{name}` for one segment, `{name...}` at the end for all that follow, and `?a&b` for the query parameters that conditions may use.",
 			example: "trustDomain: shop.example\nservices:\n  catalog:\n    operations:\n      browse: GET /products/{id}\n      search: GET /products?q&page\n"},
 		{name: "protocol", def: "what the contract says, else `http`",
-			doc:     "What the service speaks. `tcp` is bytes: rules for it are about identity alone and say `all`.",
-			shape:   &shape{text: &text{what: "http, grpc or tcp", enum: []string{"http", "grpc", "tcp"}}},
+			doc:     "What the service speaks. `http` is HTTP read as HTTP/1.1, `http2` as HTTP/2: without TLS between a service and its gate, and known beforehand. `grpc` is what a protobuf contract says. `tcp` is bytes: rules for it are about identity alone and say `all`.",
+			shape:   &shape{text: &text{what: "http, http2, grpc or tcp", enum: []string{"http", "http2", "grpc", "tcp"}}},
 			example: "trustDomain: shop.example\nservices:\n  payments: {}\n  ledger:\n    protocol: tcp\n    callers: {payments: all}\n"},
 		{name: "callers", shape: callers,
 			doc:     "Who may call this service: a service, a login, or `anyone` (everyone who comes through the gateway, with or without a login). What they may call: `all`, a list of operations, a mapping with conditions, or a list of such mappings. Who is not here is denied.",
@@ -324,6 +352,14 @@ func indent(lines, by string) string {
 
 func inGateway(lines string) string {
 	return "trustDomain: shop.example\ngateway:\n  hosts: [shop.example]\n" + indent(lines, "  ")
+}
+
+func inTraces(lines string) string {
+	text := "collector: http://127.0.0.1:4318"
+	if lines != "" {
+		text += "\n" + lines
+	}
+	return "trustDomain: shop.example\ntelemetry:\n  traces:\n" + indent(text, "    ")
 }
 
 func inLogin(lines string) string {

@@ -44,6 +44,7 @@ func (e *encoder) appendRecord(dst []byte, seq uint64, r *Record, query bool) []
 	dst = appendInt(dst, `,"duration":`, r.Duration)
 	dst = appendInt(dst, `,"bytesIn":`, r.BytesIn)
 	dst = appendInt(dst, `,"bytesOut":`, r.BytesOut)
+	dst = appendString(dst, `,"trace":"`, r.Trace)
 	return append(dst, '}', '\n')
 }
 

@@ -71,6 +71,7 @@ type Record struct {
 	Duration   int64          `json:"duration,omitzero"` // nanoseconds
 	BytesIn    int64          `json:"bytesIn,omitzero"`  // body of the request
 	BytesOut   int64          `json:"bytesOut,omitzero"` // body of the answer
+	Trace      string         `json:"trace,omitzero"`    // id of the trace that the call belongs to (W3C Trace Context)
 }
 
 // maxField bounds one string of a record in bytes. What is longer is cut, and

@@ -233,7 +233,7 @@ func malformed(test *merlon.Test, v merlon.Verdict) policy.Explanation {
 // statusOf is the HTTP status with which a gate answers a denial, or 0 for a
 // service that does not speak HTTP.
 func statusOf(in *merlon.Intent, call *merlon.Call, r merlon.Reason) int {
-	if s := in.Service(call.Service); s != nil && s.Protocol != merlon.HTTP {
+	if s := in.Service(call.Service); s != nil && s.Protocol != merlon.HTTP && s.Protocol != merlon.HTTP2 {
 		return 0
 	}
 	return gate.Status(r, call.Caller.Kind == merlon.Anyone && in.Gateway != nil && len(in.Gateway.Logins) > 0)
@@ -377,12 +377,17 @@ asked again, and the one in force now too, when it is another.`,
 
 func (u *ui) printWhy(w *control.Why) {
 	u.printf("%s\n", u.bold("call "+printable(w.ID)))
+	trace := ""
 	for i := range w.Steps {
 		s := &w.Steps[i]
 		r := &s.Record
 		u.printf("\n%s  %s\n", u.bold(where(r)), u.dim(time.Unix(0, r.Time).Format("2006-01-02 15:04:05.000")))
 		u.printf("  %s\n", u.callText(r))
 		u.table("  ", [][]string{u.verdictRow(statusText(r.Status), r.Verdict)})
+		if r.Trace != "" && r.Trace != trace {
+			trace = r.Trace
+			u.note("trace", "", "%s", trace)
+		}
 		if r.Detail != "" {
 			u.note("cause", "", "%s", r.Detail)
 		}

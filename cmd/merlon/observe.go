@@ -224,14 +224,24 @@ func newRecord(u *ui) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r, err := record.Verify(dir)
+			chains, err := record.Chains(dir)
 			if err != nil {
 				return err
 			}
-			if u.json {
-				u.printJSON(r)
-			} else {
-				u.printReport(&r)
+			for _, chain := range chains {
+				r, err := record.Verify(chain)
+				if err != nil {
+					return inChain(err, dir, chain)
+				}
+				switch {
+				case u.json:
+					u.printJSON(r)
+				case chain != dir:
+					u.printf("%s\n", filepath.Base(chain))
+					fallthrough
+				default:
+					u.printReport(&r)
+				}
 			}
 			return nil
 		},
@@ -239,6 +249,14 @@ func newRecord(u *ui) *cobra.Command {
 	c.AddCommand(tail, check)
 	parent(c)
 	return c
+}
+
+// inChain names the chain of an error, unless it is the first.
+func inChain(err error, dir, chain string) error {
+	if chain == dir {
+		return err
+	}
+	return fmt.Errorf("%s: %w", filepath.Base(chain), err)
 }
 
 // recordDir is where the records of the intent in dir are.

@@ -201,7 +201,7 @@ func (t *trier) inside() {
 		svc := &t.in.Services[i]
 		for j := range svc.Operations {
 			e := policy.Edge{Kind: merlon.Workload, Caller: allowed.Caller, Service: svc.Name, Operation: svc.Operations[j].Name}
-			if svc.Name == allowed.Caller || svc.External || svc.Protocol != merlon.HTTP || t.policy.Decide(t.call(&e, &svc.Operations[j])).Effect != merlon.Deny {
+			if svc.Name == allowed.Caller || svc.External || svc.Protocol != merlon.HTTP && svc.Protocol != merlon.HTTP2 || t.policy.Decide(t.call(&e, &svc.Operations[j])).Effect != merlon.Deny {
 				continue
 			}
 			status, reason := t.refusal(&e, &svc.Operations[j])

@@ -58,6 +58,13 @@ type Config struct {
 	// the connection's State.
 	TLS func(merlon.Endpoint) (config *tls.Config, state any)
 
+	// Mux makes of a new connection, whose Conn, State and Socket are set, one that
+	// carries many calls at once, and of each loan a stream of it; nil means that a
+	// connection carries one call at a time. It closes the connection in the end, unless it returns
+	// an error. It calls changed, holding no lock, when the connection may take
+	// more calls than before, or none any more.
+	Mux func(first *Conn, changed func()) (Mux, error)
+
 	ConnectTimeout time.Duration // TCP and TLS together, and the wait for a name or a free connection; 2 s
 	IdleTimeout    time.Duration // of a pooled connection; 55 s, below the 60 s of most servers
 	MaxAge         time.Duration // of a connection, so that peers prove themselves again; 1 h
@@ -123,6 +130,7 @@ type Cluster struct {
 	start  time.Time
 	budget budget
 	set    atomic.Pointer[set] // never nil
+	counts struct{ connects, failed, ejections atomic.Uint64 }
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -321,10 +329,27 @@ func (c *Cluster) Status() []Status {
 		}
 		ep.mu.Lock()
 		st.Open, st.Idle, st.Waiting = ep.open, len(ep.idle), len(ep.waiting)
+		for _, s := range ep.muxes {
+			if s.lent == 0 {
+				st.Idle++
+			}
+		}
 		ep.mu.Unlock()
 		out = append(out, st)
 	}
 	return out
+}
+
+// Counts is what has happened since the cluster was made.
+type Counts struct {
+	Connects  uint64 // connections that were made
+	Failed    uint64 // connections that could not be made
+	Ejections uint64 // endpoints taken out of use, each time
+}
+
+// Counts says what has happened.
+func (c *Cluster) Counts() Counts {
+	return Counts{c.counts.connects.Load(), c.counts.failed.Load(), c.counts.ejections.Load()}
 }
 
 // now is nanoseconds since the cluster was made, from 1.

@@ -23,6 +23,8 @@ const (
 	Forwarding
 	// Identity fields claim who is calling.
 	Identity
+	// Tracing fields say which trace the request belongs to (W3C Trace Context).
+	Tracing
 )
 
 // Kind tells a parser which fields it must understand itself.
@@ -71,6 +73,9 @@ var exact = []entry{
 	{"content-type", 0, ContentType},
 	{"cookie", 0, Protected},
 	{"origin", 0, Protected},
+
+	{"traceparent", Tracing, Other},
+	{"tracestate", Tracing, Other},
 
 	{"via", Forwarding, Other},
 	{"client-ip", Forwarding, Other},
