@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	xhttp2 "golang.org/x/net/http2"
+
 	"merlon"
 	"merlon/gate"
 	"merlon/record"
@@ -201,6 +203,49 @@ func TestConnectionCaps(t *testing.T) {
 	if !all.wire().ended() {
 		t.Error("a connection beyond all of the gate's is served")
 	}
+}
+
+// TestClass10StreamsPerClient: streams count as connections do, so that over
+// HTTP/2 one client has no more of the gate than over HTTP/1.1.
+func TestClass10StreamsPerClient(t *testing.T) {
+	t.Parallel()
+	e := setup{apps: shopApps(), bounds: gate.Bounds{ConnectionsPerClient: 10}}.start(t, plainShop())
+	f := dial2(t, e.edge)
+	for i := range 15 {
+		f.request(uint32(2*i+1), false, "POST", "/send")
+	}
+	for refused := 0; refused < 6; { // the connection is one of the ten
+		frame, err := f.ReadFrame()
+		if err != nil {
+			t.Fatalf("%v after %d refusals", err, refused)
+		}
+		if reset, ok := frame.(*xhttp2.RSTStreamFrame); ok {
+			if reset.ErrCode != xhttp2.ErrCodeRefusedStream || reset.StreamID < 19 {
+				t.Errorf("%v", reset)
+			}
+			refused++
+		}
+	}
+	if !e.wire().ended() {
+		t.Error("another connection of the client is served")
+	}
+	f.WriteData(1, true, nil)
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h := frame.Header(); h.StreamID == 1 && h.Flags.Has(xhttp2.FlagDataEndStream) {
+			break
+		}
+	}
+	until(t, "room for another connection", func() bool {
+		w := e.wire()
+		defer w.Close()
+		io.WriteString(w, get("/"))
+		_, err := w.receive("GET")
+		return err == nil
+	})
 }
 
 // TestIdleConnections: a thousand idle connections are served when they wake.

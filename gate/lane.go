@@ -84,7 +84,7 @@ func (l *lane) run() {
 func (l *lane) call() {
 	g, at, p := l.m.c.g, l.m.c.at, l.m.c.peer
 	c := g.newConn(l, at, p)
-	defer c.end(p.addr, false)
+	defer c.end(p.addr, at == AtEdge)
 	if !g.open.add(c) {
 		return
 	}
