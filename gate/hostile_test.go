@@ -103,20 +103,22 @@ func TestSlowClients(t *testing.T) {
 // against the application: nobody can have an endpoint ejected that way.
 func TestSlowClientsAreNoSlowEndpoints(t *testing.T) {
 	t.Parallel()
-	text := strings.Replace(plainShop(), "callers: {anyone: all}", "callers: {anyone: all}\n    timeout: 200ms", 1)
+	text := strings.Replace(plainShop(), "callers: {anyone: all}", "callers: {anyone: all}\n    timeout: 2s", 1)
 	e := setup{apps: shopApps()}.start(t, text)
-	for range 8 {
-		w := e.wire()
-		w.send("POST /send HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
-		// Longer than the service may take to answer, and longer than the sweeper sleeps.
-		<-time.After(150 * time.Millisecond)
-		w.send("5\r\nhello\r\n")
-		<-time.After(150 * time.Millisecond)
-		w.send("0\r\n\r\n")
-		if a, err := w.receive("POST"); err != nil || a.status != 200 || a.seen(t).Body != 10 {
-			t.Fatalf("a slow upload: %d %q %v", a.status, a.reason, err)
-		}
+	var uploads sync.WaitGroup
+	for range 8 { // more than eject an endpoint
+		uploads.Go(func() {
+			w := e.wire()
+			io.WriteString(w, "POST /send HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+			// Longer than the service may take to answer, and than the sweeper sleeps beyond that.
+			<-time.After(2500 * time.Millisecond)
+			io.WriteString(w, "5\r\nhello\r\n0\r\n\r\n")
+			if a, err := w.receive("POST"); err != nil || a.status != 200 || !strings.Contains(a.body, `"Body":10`) {
+				t.Errorf("a slow upload: %d %q %q %v", a.status, a.reason, a.body, err)
+			}
+		})
 	}
+	uploads.Wait()
 }
 
 // TestHeadFloods: heads beyond the bounds are refused early.
