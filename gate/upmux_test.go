@@ -239,7 +239,8 @@ func TestUpstreamHTTP2Shares(t *testing.T) {
 		}
 		<-release
 	}), &conns)
-	e := setup{addresses: map[string]string{"web": app}}.start(t, strings.Replace(shop2, "    callers: {anyone: all}", "    timeout: 60s\n    callers: {anyone: all}", 1))
+	bounds := gate.Bounds{ConnectionsPerClient: 2 * calls} // all of them are of one client
+	e := setup{addresses: map[string]string{"web": app}, bounds: bounds}.start(t, strings.Replace(shop2, "    callers: {anyone: all}", "    timeout: 60s\n    callers: {anyone: all}", 1))
 	c := e.client2()
 	var all sync.WaitGroup
 	for range calls {
