@@ -28,7 +28,7 @@ lint: ## gofmt, vet, staticcheck
 	go vet ./...
 	go run honnef.co/go/tools/cmd/staticcheck@v0.8.1 ./...
 
-bench: ## measure beside nginx, and write docs/benchmarks.md
+bench: ## measure beside other proxies, and write docs/benchmarks.md
 	go run ./bench -write
 
 soak: ## upgrade gates and change their orders under load, for five minutes

@@ -27,6 +27,7 @@ import (
 type method struct {
 	service protoreflect.FullName
 	name    protoreflect.Name
+	streams bool // either side sends any number of messages
 	pos     merlon.Pos
 }
 
@@ -47,10 +48,11 @@ func grpcContract(r *route.Report, methods []method) *Contract {
 			break
 		}
 		op := merlon.Operation{
-			Name:   string(m.name),
-			Method: "POST",
-			Path:   fmt.Sprintf("/%s/%s", m.service, m.name),
-			Pos:    m.pos,
+			Name:    string(m.name),
+			Method:  "POST",
+			Path:    fmt.Sprintf("/%s/%s", m.service, m.name),
+			Pos:     m.pos,
+			Streams: m.streams,
 		}
 		if len(services[m.name]) > 1 {
 			op.Name = string(m.service.Name()) + "." + op.Name
@@ -104,7 +106,7 @@ func loadProto(l *loader, name string) *Contract {
 		service := services.Get(i)
 		for j := range service.Methods().Len() {
 			m := service.Methods().Get(j)
-			methods = append(methods, method{service.FullName(), m.Name(), s.rpcPos(files[0], m)})
+			methods = append(methods, method{service.FullName(), m.Name(), m.IsStreamingClient() || m.IsStreamingServer(), s.rpcPos(files[0], m)})
 		}
 	}
 	return grpcContract(l.report, methods)
@@ -278,7 +280,7 @@ func loadDescriptorSet(l *loader, name string) *Contract {
 						route.Quote(name), route.Quote(fmt.Sprintf("%s/%s", service, rpc)))
 					continue
 				}
-				methods = append(methods, method{service, rpc, pos})
+				methods = append(methods, method{service, rpc, m.GetClientStreaming() || m.GetServerStreaming(), pos})
 			}
 		}
 	}

@@ -8,9 +8,11 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"merlon"
+	"merlon/gate/grpc"
 	"merlon/gate/http1"
 	"merlon/gate/upstream"
 	"merlon/identity/spiffe"
@@ -40,6 +42,7 @@ type conn struct {
 	req    http1.Request
 	res    http1.Response
 	ending http1.Trailer // of that answer
+	text   []byte        // a piece of it, in base64
 	x      exchange
 	stream *stream // the request body, when it was not read with its head
 	sent   *stream // a stream that has ended, and holds unread
@@ -48,7 +51,10 @@ type conn struct {
 	// reserved says that the record of this call has room already.
 	reserved bool
 
-	lent *upstream.Conn // the connection that this call has borrowed
+	lent      *upstream.Conn // the connection that this call has borrowed
+	upReads   readSide       // of that
+	following bool           // the client's losing interest ends its use
+	moved     atomic.Int64   // when a piece of a call that lasts came last, either way
 	// lane says that this is a stream of HTTP/2, not a connection.
 	lane bool
 	// served says that a request came before.
@@ -177,7 +183,11 @@ func (c *conn) release() {
 	c.req.Reset()
 	c.res.Reset()
 	c.ending.Reset()
-	c.reserved, c.unread, c.lingers, c.served = false, nil, false, false
+	c.reserved, c.unread, c.lingers, c.served, c.following = false, nil, false, false, false
+	c.upReads = readSide{}
+	if cap(c.text) > maxSpare {
+		c.text = nil
+	}
 	c.live = live{onClient: c.live.onClient, onUpstream: c.live.onUpstream}
 	c.rest()
 	if c.input != nil {
@@ -227,7 +237,11 @@ func (c *conn) proveOwn() {
 	}
 	p.caller, p.stranger, p.under, p.proof = merlon.Caller{}, "", c.x.f, proof
 	if cfg.Own != nil {
-		if err := cfg.Own(c.net); err != nil {
+		end := c.net
+		if l, stream := end.(*lane); stream {
+			end = l.m.net
+		}
+		if err := cfg.Own(end); err != nil {
 			p.stranger = err.Error()
 			return
 		}
@@ -330,7 +344,7 @@ func (c *conn) serve() (keep bool) {
 		x.ask()
 	}
 	if x.verdict.Effect == merlon.Allow {
-		if max := x.service.MaxBody; c.req.Body == http1.BodyLength && c.req.Length > max {
+		if max := x.service.MaxBody; c.req.Body == http1.BodyLength && c.req.Length > max && x.kind != grpc.WebText {
 			x.verdict = merlon.Verdict{Reason: ReasonBodyTooLarge, Pos: x.service.Pos}
 		} else if err := c.g.cfg.Records.Reserve(); err != nil {
 			x.verdict, x.detail = deny(ReasonRecordFull), err.Error()
@@ -368,6 +382,7 @@ func (x *exchange) begin() {
 	}
 	x.service, x.operation, x.limited, x.detail, x.upstream, x.status, x.bytesIn = nil, nil, nil, "", "", 0, 0
 	x.verdict = merlon.Verdict{}
+	x.kind, x.lasting, x.events, x.web, x.deadline, x.coded = grpc.None, false, false, false, 0, false
 	x.start = time.Now()
 	x.id = ""
 	if x.at == Inbound {

@@ -69,6 +69,7 @@ type Bounds struct {
 	Head                 time.Duration // from its first byte to the end of a request head; default 10 s
 	Idle                 time.Duration // between requests on one connection; default 75 s
 	Stall                time.Duration // without progress on a body, either way; default 60 s
+	Quiet                time.Duration // without a message either way, of a call that lasts; default 1 h
 	Connect              time.Duration // to an upstream, with its handshake; default 3 s
 }
 
@@ -80,6 +81,7 @@ func (b *Bounds) setDefaults() {
 	setDefault(&b.Head, 10*time.Second)
 	setDefault(&b.Idle, 75*time.Second)
 	setDefault(&b.Stall, 60*time.Second)
+	setDefault(&b.Quiet, time.Hour)
 	setDefault(&b.Connect, 3*time.Second)
 }
 
@@ -102,6 +104,7 @@ type Gate struct {
 	callers  *assertion.Cache // of assertions already verified
 	ids      idSource
 	open     registry
+	runners  runners
 	swapping sync.Mutex
 	leaving  atomic.Bool   // answers say that their connections end
 	draining atomic.Bool   // and connections end when they are idle
@@ -231,6 +234,7 @@ func (g *Gate) Close() {
 	}
 	g.open.awaitNone()
 	g.spans.Close()
+	g.runners.close()
 	g.open.stop()
 	g.clock.Stop()
 }

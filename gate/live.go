@@ -53,7 +53,7 @@ func (c *conn) write(b []byte) error {
 			return nil
 		}
 	}
-	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
+	c.watch.start(c.g, c.net, c.x.stall(c.x.lasts()), busy)
 	_, err := to.Write(b)
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -35,6 +36,7 @@ type mux struct {
 	lanes   map[uint32]*lane
 	begun   []*lane // by the batch at hand
 	writing bool
+	soon    bool      // a lane will flush when others have had their turn
 	written sync.Cond // writing became false
 	waiting int       // lanes that wait to write
 	err     error     // why the connection has ended
@@ -81,13 +83,18 @@ func (c *conn) speaksHTTP2() bool {
 func (c *conn) beginsHTTP2(err error) bool {
 	e, ok := err.(*http1.Error)
 	_, secure := c.net.(*tls.Conn)
-	return ok && e.Reason == "http2_not_spoken" && c.at == AtEdge && !secure && !c.served
+	return ok && e.Reason == "http2_not_spoken" && c.at != Inbound && !secure && !c.served
 }
 
 // serveHTTP2 serves the connection until it is over and its calls have ended.
 func (c *conn) serveHTTP2() {
 	m := muxes.Get().(*mux)
 	m.c, m.net, m.err, m.left = c, c.net, nil, 0
+	if w := c.live.wire; w != nil {
+		w.Conn = c.g.hush(w.Conn)
+	} else {
+		m.net = c.g.hush(c.net)
+	}
 	m.reads, m.writes = readSide{c.net}, writeSide{c.net}
 	m.core.Init(http2.Config{
 		Streams:    streamsPerConn,
@@ -253,8 +260,21 @@ func (m *mux) begin(l *lane) {
 		l.release()
 		return
 	}
+	if m.c.at == Outbound {
+		m.proveOwn()
+	}
+	l.peer = m.c.peer
 	m.serving.Add(1)
-	go l.run()
+	g.runners.run(l)
+}
+
+// proveOwn finds out who is at the other end, once for all calls under the same
+// orders. Only the goroutine that reads does.
+func (m *mux) proveOwn() {
+	c := m.c
+	if c.x.f = c.g.force.Load(); c.x.f != nil {
+		c.proveOwn()
+	}
 }
 
 // flush writes the core's output, unless somebody else does.
@@ -303,6 +323,20 @@ func (m *mux) flushLocked() {
 	}
 }
 
+// flushSoon is flushLocked after the goroutines that can run now: what their
+// calls have to say leaves in the same write. One of them waits for all.
+func (m *mux) flushSoon() {
+	if m.writing || m.soon {
+		return
+	}
+	m.soon = true
+	m.mu.Unlock()
+	runtime.Gosched()
+	m.mu.Lock()
+	m.soon = false
+	m.flushLocked()
+}
+
 // wake makes every lane look again; m.mu is held.
 func (m *mux) wake() {
 	for _, l := range m.lanes {
@@ -332,6 +366,9 @@ func (m *mux) endLocked(err error) {
 		m.err = err
 	}
 	m.wake()
+	for _, l := range m.lanes {
+		l.letGo()
+	}
 }
 
 // confess records why a peer was sent away: as a request that is none, like

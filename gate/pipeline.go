@@ -10,6 +10,7 @@ import (
 	"merlon"
 	"merlon/gate/canon"
 	"merlon/gate/filter/limit"
+	"merlon/gate/grpc"
 	"merlon/gate/http1"
 	"merlon/gate/upstream"
 )
@@ -25,19 +26,22 @@ const (
 // Reasons of protocol and transport, beside those of the protocol core
 // (gate/http1, gate/canon) and of policy (package merlon).
 const (
-	ReasonNoOrders       merlon.Reason = "no_orders"          // the gate has no orders yet
-	ReasonRecordFull     merlon.Reason = "record_full"        // the call could not be recorded
-	ReasonBodyTooLarge   merlon.Reason = "body_too_large"     // more bytes than the service's maxBody
-	ReasonBodyInvalid    merlon.Reason = "body_invalid"       // its chunks are not well-formed
-	ReasonClientGone     merlon.Reason = "client_gone"        // the client stopped before the end of its body
-	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken" // WebSocket and other upgrades
-	ReasonUpstreamBroken merlon.Reason = "upstream_broken"    // the upstream broke off
-	ReasonUpstreamBad    merlon.Reason = "upstream_invalid"   // the upstream's answer is not strict HTTP
-	ReasonTimeout        merlon.Reason = "upstream_timeout"   // the answer did not begin in time
-	ReasonRevoked        merlon.Reason = "revoked"            // allowed when it began, not any more
-	ReasonNotOwn         merlon.Reason = "not_own_workload"   // the caller on the local side is not the gate's own service
-	ReasonPeerExpired    merlon.Reason = "peer_expired"       // the caller's certificate ended during the connection
-	ReasonDefect         merlon.Reason = "gate_defect"        // the gate met a defect of its own
+	ReasonNoOrders       merlon.Reason = "no_orders"            // the gate has no orders yet
+	ReasonRecordFull     merlon.Reason = "record_full"          // the call could not be recorded
+	ReasonBodyTooLarge   merlon.Reason = "body_too_large"       // more bytes than the service's maxBody
+	ReasonBodyInvalid    merlon.Reason = "body_invalid"         // its chunks are not well-formed
+	ReasonClientGone     merlon.Reason = "client_gone"          // the client stopped before the end of its body
+	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken"   // WebSocket and other upgrades
+	ReasonNotGRPC        merlon.Reason = "not_grpc"             // the service speaks gRPC, and the call is none
+	ReasonGRPCTimeout    merlon.Reason = "grpc_timeout_invalid" // the deadline of a gRPC call cannot be read
+	ReasonDeadline       merlon.Reason = "deadline_exceeded"    // the deadline of a gRPC call has passed
+	ReasonUpstreamBroken merlon.Reason = "upstream_broken"      // the upstream broke off
+	ReasonUpstreamBad    merlon.Reason = "upstream_invalid"     // the upstream's answer is not strict HTTP
+	ReasonTimeout        merlon.Reason = "upstream_timeout"     // the answer did not begin in time
+	ReasonRevoked        merlon.Reason = "revoked"              // allowed when it began, not any more
+	ReasonNotOwn         merlon.Reason = "not_own_workload"     // the caller on the local side is not the gate's own service
+	ReasonPeerExpired    merlon.Reason = "peer_expired"         // the caller's certificate ended during the connection
+	ReasonDefect         merlon.Reason = "gate_defect"          // the gate met a defect of its own
 )
 
 // exchange is one call on its way through a gate. It lives in its connection
@@ -64,6 +68,14 @@ type exchange struct {
 	id        string
 	port      string // of the Host, with its colon; "" without one
 	status    int    // of an answer in the gate's own name, when the reason alone does not say
+
+	kind     grpc.Kind // of the call's messages, once it is known to be one of gRPC
+	web      bool      // its answer is translated to gRPC-Web
+	code     grpc.Code // its status, once coded
+	coded    bool
+	deadline int64 // that came with it, on the gate's coarse clock; 0 for none
+	lasting  bool  // the contract says that it lasts as long as both sides like
+	events   bool  // its answer does, being made of events
 
 	params   [16]merlon.Param
 	idBuf    [idLength]byte
@@ -106,6 +118,7 @@ var steps = [...]struct {
 	{"route", (*exchange).route},
 	{"decide", (*exchange).decide},
 	{"limit caller", (*exchange).limitCaller},
+	{"rpc", (*exchange).rpc},
 }
 
 var pass = merlon.Verdict{Effect: merlon.Pass}
@@ -298,7 +311,7 @@ func (x *exchange) routed(s *merlon.Service, o *merlon.Operation, params []merlo
 	if x.f.slashes && !s.Slashes && strings.Contains(x.call.Path, "%2F") {
 		return deny("path_encoded_slash")
 	}
-	x.operation, x.call.Operation, x.call.Params = o, o.Name, params
+	x.operation, x.call.Operation, x.call.Params, x.lasting = o, o.Name, params, o.Streams
 	return pass
 }
 
@@ -361,6 +374,10 @@ func (x *exchange) answerStatus() int {
 	return Status(x.verdict.Reason, x.call.Caller.Kind == merlon.Anyone && x.f != nil && x.f.tokens != nil)
 }
 
+// StatusGRPC is the name of the status of gRPC that says what an HTTP status says
+// of a denial.
+func StatusGRPC(status int) string { return grpc.FromHTTP(status).String() }
+
 // Status is the HTTP status of a denial. stranger says that the caller showed
 // no token to a gateway that knows logins.
 func Status(r merlon.Reason, stranger bool) int {
@@ -385,7 +402,9 @@ func Status(r merlon.Reason, stranger bool) int {
 		return 501
 	case upstream.ReasonNoEndpoint, upstream.ReasonConnect, upstream.ReasonClosed, ReasonUpstreamBroken, ReasonUpstreamBad:
 		return 502
-	case ReasonTimeout:
+	case ReasonNotGRPC:
+		return 415
+	case ReasonTimeout, ReasonDeadline:
 		return 504
 	case ReasonNoOrders, ReasonRecordFull, upstream.ReasonOverloaded:
 		return 503

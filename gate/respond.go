@@ -7,8 +7,10 @@ import (
 	"unsafe"
 
 	"merlon"
+	"merlon/gate/grpc"
 	"merlon/gate/http1"
 	"merlon/gate/upstream"
+	"merlon/internal/httpfield"
 	"merlon/record"
 )
 
@@ -26,16 +28,23 @@ func (c *conn) buildRequest(up *upstream.Conn) error {
 	out = append(out, x.port...)
 	out = append(out, "\r\n"...)
 	out = http1.AppendFields(out, req.Fields, ^http1.Class(0))
-	if req.Trailers {
+	if req.Trailers || x.kind != grpc.None {
 		out = append(out, "TE: trailers\r\nConnection: TE\r\n"...) // RFC 9110 10.1.4
+	}
+	if x.kind != grpc.None {
+		out = x.appendRPC(out)
 	}
 	out, err := x.appendOwn(out, up)
 	if err != nil {
 		return err
 	}
-	out = http1.AppendFraming(out, req.Body, req.Length)
+	body, whole := req.Body, c.sendsWhole()
+	if x.kind == grpc.WebText && !whole {
+		body = http1.BodyChunked // nobody knows its length before it is decoded
+	}
+	out = http1.AppendFraming(out, body, req.Length)
 	out = http1.AppendEnd(out)
-	if req.Body == http1.BodyLength && c.bodyBuffered() {
+	if req.Body == http1.BodyLength && whole {
 		out = append(out, c.in.bytes()[:req.Length]...)
 	}
 	c.out = out
@@ -96,6 +105,10 @@ func (c *conn) buildResponse(keep *bool) (chunked bool) {
 		f := &res.Fields[i]
 		switch {
 		case f.Class&(http1.HopByHop|http1.Framing) != 0:
+		case x.web && httpfield.EqualFold(f.Name, "content-type"):
+			out = append(out, "Content-Type: "...)
+			out = grpc.AppendContentType(out, x.kind, f.Value)
+			out = append(out, "\r\n"...)
 		case f.Class&http1.Identity != 0 && ownName(f.Name) && (!fromGate || strings.EqualFold(f.Name, headerRequest)):
 		default:
 			out = http1.AppendField(out, f.Name, f.Value)
@@ -107,7 +120,7 @@ func (c *conn) buildResponse(keep *bool) (chunked bool) {
 		if res.Length >= 0 && res.Status != 204 {
 			out = http1.AppendFraming(out, http1.BodyLength, res.Length)
 		}
-	case res.Body == http1.BodyChunked || res.Body == http1.BodyClose:
+	case res.Body == http1.BodyChunked || res.Body == http1.BodyClose || x.web:
 		if c.req.Minor == 0 {
 			*keep = false // HTTP/1.0 knows no chunks: the end of the connection ends the body
 			break
@@ -173,10 +186,17 @@ func (c *conn) refuse(keep bool) bool {
 func (c *conn) respond(keep bool) bool {
 	x := &c.x
 	keep = c.endBody() && keep && !c.g.leaving.Load()
-	status := x.answerStatus()
-	out := http1.AppendStatusLine(c.out[:0], status, "")
-	out = append(out, "Content-Type: application/json\r\nCache-Control: no-store\r\n"...)
-	out = append(out, "Date: "...)
+	status, kind := x.answerStatus(), x.speaks()
+	var out []byte
+	if kind == grpc.None {
+		out = http1.AppendStatusLine(c.out[:0], status, "")
+		out = append(out, "Content-Type: application/json\r\n"...)
+	} else {
+		out = http1.AppendStatusLine(c.out[:0], 200, "")
+		out = x.appendRefusal(out, kind)
+		status = 200
+	}
+	out = append(out, "Cache-Control: no-store\r\nDate: "...)
 	out = x.start.UTC().AppendFormat(out, http.TimeFormat)
 	out = append(out, "\r\n"...)
 	out = http1.AppendField(out, headerReason, string(x.verdict.Reason))
@@ -187,15 +207,11 @@ func (c *conn) respond(keep bool) bool {
 	case status == 401:
 		out = http1.AppendField(out, "WWW-Authenticate", "Bearer")
 	}
-	const form = `{"reason":"","request":""}` + "\n"
-	out = http1.AppendFraming(out, http1.BodyLength, int64(len(form)+len(x.verdict.Reason)+len(x.id)))
-	out = appendConnection(out, keep, c.req.Minor)
-	if c.req.Method != "HEAD" {
-		out = append(out, `{"reason":"`...)
-		out = append(out, x.verdict.Reason...)
-		out = append(out, `","request":"`...)
-		out = append(out, x.id...)
-		out = append(out, "\"}\n"...)
+	if kind == grpc.None {
+		out = x.appendExplained(out, keep, c.req.Method, c.req.Minor)
+	} else {
+		out = http1.AppendFraming(out, http1.BodyLength, 0)
+		out = appendConnection(out, keep, c.req.Minor)
 	}
 	c.out = out
 	// The record goes first: nobody learns of a denial before the record does.
@@ -203,6 +219,21 @@ func (c *conn) respond(keep bool) bool {
 	err := c.write(out)
 	c.lingers = !keep && err == nil
 	return keep && err == nil
+}
+
+// appendExplained ends the head of a refusal, and says in its body what it is.
+func (x *exchange) appendExplained(out []byte, keep bool, method string, minor int) []byte {
+	const form = `{"reason":"","request":""}` + "\n"
+	out = http1.AppendFraming(out, http1.BodyLength, int64(len(form)+len(x.verdict.Reason)+len(x.id)))
+	out = appendConnection(out, keep, minor)
+	if method == "HEAD" {
+		return out
+	}
+	out = append(out, `{"reason":"`...)
+	out = append(out, x.verdict.Reason...)
+	out = append(out, `","request":"`...)
+	out = append(out, x.id...)
+	return append(out, "\"}\n"...)
 }
 
 // endBody puts the request body behind: it reports whether the next bytes from
@@ -291,6 +322,9 @@ func (c *conn) record(status int, sent int64) {
 		BytesIn:    x.bytesIn,
 		BytesOut:   sent,
 		Trace:      x.traceText(),
+	}
+	if x.coded {
+		r.GRPC = x.code.String()
 	}
 	if x.f != nil {
 		r.Intent = x.f.orders.Of[:min(len(x.f.orders.Of), intentLength)]

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"merlon/gate/grpc"
 	"merlon/gate/http1"
 	"merlon/gate/http2"
 )
@@ -112,16 +113,20 @@ func (l *upLane) appendHead(dst []byte, res *http2.Response, end bool) []byte {
 	dst = http1.AppendStatusLine(dst, res.Status, "")
 	dst = http1.AppendFields(dst, res.Fields, http1.HopByHop|http1.Framing)
 	length := res.Length
+	// With a length there can be no trailers in HTTP/1.1, and gRPC needs them.
+	kind, _ := http1.Get(res.Fields, "content-type")
+	trails := grpc.KindOf(kind) == grpc.Native
 	switch bodiless := l.method == "HEAD" || res.Status == 304; {
 	case bodiless && length < 0, res.Status == 204:
 		length = 0
 	case bodiless:
 		dst = http1.AppendFraming(dst, http1.BodyLength, length)
 		length = 0
-	case end || length >= 0:
+	case end || length >= 0 && !trails:
 		length = max(length, 0)
 		dst = http1.AppendFraming(dst, http1.BodyLength, length)
 	default:
+		length = -1
 		dst = http1.AppendFraming(dst, http1.BodyChunked, 0)
 	}
 	l.in.length = length

@@ -3,7 +3,6 @@ package gate_test
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -18,7 +17,6 @@ import (
 	xhttp2 "golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
-	"merlon"
 	"merlon/gate"
 	"merlon/internal/nginxtest"
 )
@@ -239,8 +237,8 @@ func TestUpstreamHTTP2Shares(t *testing.T) {
 		}
 		<-release
 	}), &conns)
-	bounds := gate.Bounds{ConnectionsPerClient: 2 * calls} // all of them are of one client
-	e := setup{addresses: map[string]string{"web": app}, bounds: bounds}.start(t, strings.Replace(shop2, "    callers: {anyone: all}", "    timeout: 60s\n    callers: {anyone: all}", 1))
+	// All of them are of one client.
+	e := setup{addresses: map[string]string{"web": app}, bounds: gate.Bounds{Connect: 30 * time.Second, ConnectionsPerClient: 2 * calls}}.start(t, strings.Replace(shop2, "    callers: {anyone: all}", "    timeout: 60s\n    callers: {anyone: all}", 1))
 	c := e.client2()
 	var all sync.WaitGroup
 	for range calls {
@@ -426,7 +424,7 @@ func TestUpstreamHTTP2Silent(t *testing.T) {
 		}
 	})
 	text := strings.Replace(shop2, "    callers: {anyone: all}", "    timeout: 25s\n    callers: {anyone: all}", 1)
-	e := setup{addresses: map[string]string{"web": addr}, bounds: gate.Bounds{Connect: time.Second}}.start(t, text)
+	e := setup{addresses: map[string]string{"web": addr}, bounds: gate.Bounds{Connect: 2 * time.Second}}.start(t, text)
 	if a := do(t, e.client(), "POST", "https://shop.example/send"); a.status != 502 || a.reason != "upstream_broken" {
 		t.Errorf("silent: %d %s", a.status, a.reason)
 	}
@@ -547,8 +545,8 @@ func TestUpstreamHTTP2Trailers(t *testing.T) {
 	}
 }
 
-// TestUpstreamHTTP2OnlyAgreed: between gates HTTP/2 is agreed upon (RFC 7301),
-// and one that speaks it to nobody is not reached.
+// TestUpstreamHTTP2Protocol: new orders may say that a service reads another
+// version, which holds from the next call on.
 func TestUpstreamHTTP2Protocol(t *testing.T) {
 	t.Parallel()
 	e := start(t, shop2, map[string]http.Handler{"web": speaking(echo("web"))})
@@ -561,8 +559,3 @@ func TestUpstreamHTTP2Protocol(t *testing.T) {
 		t.Errorf("after the change: %d %s", a.status, a.header.Get("X-Proto"))
 	}
 }
-
-var (
-	_ = merlon.HTTP2
-	_ = errors.New
-)

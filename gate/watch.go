@@ -310,6 +310,7 @@ func (g *Gate) sweep() {
 			now := g.clock.Nanos()
 			g.swept.Store(now)
 			g.open.each(func(w *watch) { w.expire(now) })
+			g.runners.trim()
 			if !g.cfg.Portable {
 				g.open.eachConn(func(c *conn) { c.watch.look(c.look) })
 			}

@@ -37,6 +37,7 @@ func (e *encoder) appendRecord(dst []byte, seq uint64, r *Record, query bool) []
 		dst = appendString(dst, `,"query":"`, r.Query)
 	}
 	dst = appendInt(dst, `,"status":`, int64(r.Status))
+	dst = appendString(dst, `,"grpc":"`, r.GRPC)
 	dst = appendVerdict(dst, r)
 	dst = appendString(dst, `,"detail":"`, r.Detail)
 	dst = appendString(dst, `,"upstream":"`, r.Upstream)

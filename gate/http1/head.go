@@ -78,7 +78,7 @@ type head struct {
 	response bool
 	count    [httpfield.Kinds]uint8
 
-	host, upgrade, expect, authorization string
+	host, upgrade, expect, authorization, contentType string
 
 	transfer   string
 	length     int64 // -1: no Content-Length
@@ -249,6 +249,7 @@ func (h *head) known(k kind, value string) error {
 		if !first && !h.response {
 			return refuse(400, "content_type_repeated")
 		}
+		h.contentType = value
 		return nil
 	case contentLength:
 		if !first {
