@@ -39,6 +39,7 @@ type conn struct {
 
 	req    http1.Request
 	res    http1.Response
+	ending http1.Trailer // of that answer
 	x      exchange
 	stream *stream // the request body, when it was not read with its head
 	sent   *stream // a stream that has ended, and holds unread
@@ -48,6 +49,8 @@ type conn struct {
 	reserved bool
 
 	lent *upstream.Conn // the connection that this call has borrowed
+	// lane says that this is a stream of HTTP/2, not a connection.
+	lane bool
 	// served says that a request came before.
 	served bool
 	// lingers says that the client may still be sending what nobody will use.
@@ -113,6 +116,7 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
 		return
 	}
 	if err := c.prove(); err != nil {
+		g.metrics.handshakes[at].Add(1)
 		g.cfg.Log.Debug("connection refused", "at", at, "client", client, "error", err)
 		return
 	}
@@ -139,6 +143,7 @@ func (c *conn) serveHTTP1() {
 func (g *Gate) newConn(nc net.Conn, at Position, p peer) *conn {
 	c := conns.Get().(*conn)
 	c.g, c.at, c.net, c.peer = g, at, nc, p
+	_, c.lane = nc.(*lane)
 	c.in = reader{conn: nc}
 	c.x.g, c.x.at, c.x.peer, c.x.req = g, at, &c.peer, &c.req
 	return c
@@ -148,6 +153,7 @@ func (g *Gate) newConn(nc net.Conn, at Position, p peer) *conn {
 func (c *conn) end(client netip.Addr, perClient bool) {
 	// A bug met by one hostile request must not end every connection.
 	if p := recover(); p != nil {
+		c.g.metrics.defects.Add(1)
 		c.g.cfg.Log.Error("connection ended by a defect", "at", c.at, "panic", p, "stack", stack())
 		c.endBody()
 		if c.lent != nil {
@@ -170,6 +176,7 @@ func (c *conn) release() {
 	c.x.call, c.x.verdict, c.x.f = merlon.Call{}, merlon.Verdict{}, nil
 	c.req.Reset()
 	c.res.Reset()
+	c.ending.Reset()
 	c.reserved, c.unread, c.lingers, c.served = false, nil, false, false
 	c.live = live{onClient: c.live.onClient, onUpstream: c.live.onUpstream}
 	c.rest()
@@ -359,7 +366,7 @@ func (x *exchange) begin() {
 	if x.at == AtEdge {
 		x.from, x.call.Caller.Client = x.peer.addr, x.peer.client
 	}
-	x.service, x.limited, x.detail, x.upstream, x.status, x.bytesIn = nil, nil, "", "", 0, 0
+	x.service, x.operation, x.limited, x.detail, x.upstream, x.status, x.bytesIn = nil, nil, nil, "", "", 0, 0
 	x.verdict = merlon.Verdict{}
 	x.start = time.Now()
 	x.id = ""

@@ -31,12 +31,24 @@ type force struct {
 	proxies  []netip.Prefix    // whose X-Forwarded-For is believed
 	edgeTLS  *tls.Config       // edge: nil for plain HTTP
 	slashes  bool              // some service keeps encoded slashes in its segments
+	series   *series           // where its calls are counted
+	since    time.Time
 }
 
 // Swap puts orders in force. Either all of them take effect, or none and the
 // error says why: a gate that does not understand its orders refuses them and
 // keeps what it has.
 func (g *Gate) Swap(o *merlon.Orders) error {
+	err := g.swap(o)
+	if err != nil {
+		g.metrics.refused.Add(1)
+	} else {
+		g.metrics.swaps.Add(1)
+	}
+	return err
+}
+
+func (g *Gate) swap(o *merlon.Orders) error {
 	g.swapping.Lock()
 	defer g.swapping.Unlock()
 	if o.Version != merlon.OrdersVersion {
@@ -79,7 +91,7 @@ func (g *Gate) prepare(o *merlon.Orders, old *force) (*force, error) {
 	if ds.Failed() {
 		return nil, ds
 	}
-	f := &force{orders: o, policy: p, clusters: map[string]*upstream.Cluster{}, names: map[string]string{}}
+	f := &force{orders: o, policy: p, clusters: map[string]*upstream.Cluster{}, names: map[string]string{}, series: g.metrics.series(&o.Intent), since: time.Now()}
 	for i := range o.Intent.Services {
 		s := &o.Intent.Services[i]
 		f.slashes = f.slashes || s.Slashes

@@ -272,8 +272,8 @@ func (c *conn) answer(up *upstream.Conn, keep bool) bool {
 // sendBody sends c.out, which holds the head, and the body after it. It tells
 // how much of a body went out, and why that was not all.
 func (c *conn) sendBody(up *upstream.Conn, chunked bool) (sent int64, f failure) {
-	b := body{kind: c.res.Body, left: c.res.Length}
-	if c.bodiless() {
+	b := body{kind: c.res.Body, left: c.res.Length, chunks: http1.Chunks{Trailer: &c.ending}}
+	if c.ending.Reset(); c.bodiless() {
 		b.kind = http1.BodyNone
 	}
 	for {
@@ -306,12 +306,23 @@ func (c *conn) sendBody(up *upstream.Conn, chunked bool) (sent int64, f failure)
 		case !done:
 			continue
 		case chunked:
-			c.out = http1.AppendLastChunk(c.out)
+			c.appendLast()
 		}
 		if err := c.write(c.out); err != nil {
 			return sent, clientGone(err)
 		}
 		return sent, failure{}
+	}
+}
+
+// appendLast writes to c.out the end of a chunked answer, with the upstream's
+// trailers for a client that takes them (RFC 9110 6.5.1): one of HTTP/2 always
+// does.
+func (c *conn) appendLast() {
+	if _, stream := c.net.(*lane); stream || c.req.Trailers {
+		c.out = http1.AppendTrailer(c.out, c.ending.Fields, 0)
+	} else {
+		c.out = http1.AppendLastChunk(c.out)
 	}
 }
 

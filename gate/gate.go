@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -103,14 +104,9 @@ type Gate struct {
 	swapping sync.Mutex
 	draining atomic.Bool
 	proofs   atomic.Uint64 // how often local callers had to prove themselves anew
-	stats    Stats
+	metrics  metrics
 	// placeName is the place as records have it.
 	placeName string
-}
-
-// Stats counts what a gate has done since it started.
-type Stats struct {
-	Allowed, Denied, Refused atomic.Int64 // calls allowed, calls denied, requests that were no call
 }
 
 // New makes a gate. Serve starts it, Close ends it.
@@ -132,13 +128,11 @@ func New(cfg Config) (*Gate, error) {
 		placeName: cfg.Place.String(),
 	}
 	g.signer = assertion.NewSigner(g.signingKey, "spiffe://"+cfg.TrustDomain+"/"+cfg.Place.Workload())
+	g.metrics.init(runtime.GOMAXPROCS(0), cfg.Place.Workload())
 	g.open.init(cfg.Bounds)
 	go g.sweep()
 	return g, nil
 }
-
-// Stats are the gate's counters.
-func (g *Gate) Stats() *Stats { return &g.stats }
 
 // Position is the side of a gate on which a connection arrives.
 type Position uint8
@@ -174,8 +168,10 @@ func (g *Gate) Serve(l net.Listener, at Position) error {
 			continue
 		}
 		pause = 0
+		g.metrics.accepted[at].Add(1)
 		client := clientAddress(nc)
 		if !g.open.admit(client, at == AtEdge) {
+			g.metrics.turnedAway.Add(1)
 			nc.Close()
 			continue
 		}

@@ -641,8 +641,7 @@ func TestAbortsAreRecorded(t *testing.T) {
 		}
 		w.Close()
 	}
-	stats := e.gates[merlon.Edge].Stats()
-	until(t, "all calls to end", func() bool { return stats.Allowed.Load()+stats.Denied.Load() == n })
+	until(t, "all calls to end", func() bool { return scrape(t, e.gates[merlon.Edge]).sum("merlon_requests_total") == n })
 	e.stop()
 	if got := len(e.evidence(merlon.Edge)); got != n {
 		t.Errorf("%d calls, %d records", n, got)

@@ -38,6 +38,7 @@ type lane struct {
 	head     []byte // of an answer, while it is not whole
 	res      http1.Response
 	body     body
+	ending   http1.Trailer
 	answer   bool // the head of the answer was sent
 	complete bool // all of it was
 }
@@ -67,7 +68,8 @@ func (l *lane) release() {
 	if cap(l.pending) > bufferSize {
 		l.pending = nil
 	}
-	*l = lane{cond: l.cond, pending: l.pending[:0], head: l.head[:0], res: l.res}
+	l.ending.Reset()
+	*l = lane{cond: l.cond, pending: l.pending[:0], head: l.head[:0], res: l.res, ending: l.ending}
 	lanes.Put(l)
 }
 
@@ -111,6 +113,9 @@ func appendHead(dst []byte, r *http2.Request, whole bool) []byte {
 	dst = http1.AppendRequestLine(dst, r.Method, r.Path, r.Query)
 	dst = http1.AppendField(dst, "Host", r.Host)
 	dst = http1.AppendFields(dst, r.Fields, http1.HopByHop|http1.Framing)
+	if r.Trailers {
+		dst = http1.AppendField(dst, "TE", "trailers")
+	}
 	if r.Expect {
 		dst = http1.AppendField(dst, "Expect", "100-continue")
 	}
@@ -264,17 +269,26 @@ func (l *lane) writeHead(b []byte) (used int, err error) {
 func (l *lane) translateHead() error {
 	res := &l.res
 	final := res.Status >= 200
-	l.body = body{kind: res.Body, left: res.Length}
+	l.body = body{kind: res.Body, left: res.Length, chunks: http1.Chunks{Trailer: &l.ending}}
 	end := final && (res.Body == http1.BodyNone || res.Body == http1.BodyLength && res.Length == 0)
 	if i := slices.IndexFunc(res.Fields, func(f http1.Field) bool { return len(f.Name) == len("Content-Length") && f.Class == http1.Framing }); i >= 0 && res.Length >= 0 {
 		res.Fields[i].Class = 0 // it frames nothing in HTTP/2, and clients like to know
 	}
+	err := l.untilTaken(func() error {
+		return l.m.core.WriteHeaders(l.id, res.Status, res.Fields, http1.HopByHop|http1.Framing, end)
+	})
+	if err == nil {
+		l.answer, l.complete = final, end
+		res.Reset()
+	}
+	return err
+}
+
+// untilTaken writes when the core has room for it.
+func (l *lane) untilTaken(write func() error) error {
 	for {
-		err := l.m.core.WriteHeaders(l.id, res.Status, res.Fields, http1.HopByHop|http1.Framing, end)
-		switch {
+		switch err := write(); {
 		case err == nil:
-			l.answer, l.complete = final, end
-			res.Reset()
 			return nil
 		case !errors.Is(err, http2.ErrFull):
 			return l.gone(err)
@@ -291,19 +305,26 @@ func (l *lane) writeBody(b []byte) (used int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	for {
-		n, err := l.m.core.WriteData(l.id, data, done)
+	trailers := done && len(l.ending.Fields) > 0
+	for end := done && !trailers; len(data) > 0 || end; {
+		n, err := l.m.core.WriteData(l.id, data, end)
 		if err != nil {
 			return 0, l.gone(err)
 		}
-		if data = data[n:]; len(data) == 0 && (!done || !l.m.core.Takes(l.id)) {
-			l.complete = done
-			return used, nil
+		if data = data[n:]; len(data) == 0 && (!end || !l.m.core.Takes(l.id)) {
+			break
 		}
 		if err := l.await(); err != nil {
 			return 0, err
 		}
 	}
+	if trailers {
+		if err := l.untilTaken(func() error { return l.m.core.WriteTrailers(l.id, l.ending.Fields, 0) }); err != nil {
+			return 0, err
+		}
+	}
+	l.complete = done
+	return used, nil
 }
 
 // gone says why the core takes no more.

@@ -50,18 +50,19 @@ type exchange struct {
 	req  *http1.Request
 	from netip.Addr // the client outside, as far as the edge can tell
 
-	call     merlon.Call
-	service  *merlon.Service
-	verdict  merlon.Verdict
-	limit    limit.State   // of the limit that applied last
-	limited  *merlon.Limit // and which one that was; nil for none
-	detail   string        // the cause, for the record only
-	upstream string        // address the call was sent to, for the record only
-	bytesIn  int64         // of the request body, as far as it was read
-	start    time.Time
-	id       string
-	port     string // of the Host, with its colon; "" without one
-	status   int    // of an answer in the gate's own name, when the reason alone does not say
+	call      merlon.Call
+	service   *merlon.Service
+	operation *merlon.Operation // nil for none, and for one without a name
+	verdict   merlon.Verdict
+	limit     limit.State   // of the limit that applied last
+	limited   *merlon.Limit // and which one that was; nil for none
+	detail    string        // the cause, for the record only
+	upstream  string        // address the call was sent to, for the record only
+	bytesIn   int64         // of the request body, as far as it was read
+	start     time.Time
+	id        string
+	port      string // of the Host, with its colon; "" without one
+	status    int    // of an answer in the gate's own name, when the reason alone does not say
 
 	params  [16]merlon.Param
 	idBuf   [idLength]byte
@@ -85,6 +86,9 @@ type peer struct {
 	proof    uint64
 	stranger string
 	renew    time.Time // Inbound: when the connection should make way for one with a newer certificate
+	// The number of caller in the series of some orders; see metrics.go.
+	counted *series
+	party   int
 }
 
 // steps is the life of a call, in order. A step passes or denies; only the
@@ -292,7 +296,7 @@ func (x *exchange) routed(s *merlon.Service, o *merlon.Operation, params []merlo
 	if x.f.slashes && !s.Slashes && strings.Contains(x.call.Path, "%2F") {
 		return deny("path_encoded_slash")
 	}
-	x.call.Operation, x.call.Params = o.Name, params
+	x.operation, x.call.Operation, x.call.Params = o, o.Name, params
 	return pass
 }
 

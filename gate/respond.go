@@ -26,6 +26,9 @@ func (c *conn) buildRequest(up *upstream.Conn) error {
 	out = append(out, x.port...)
 	out = append(out, "\r\n"...)
 	out = http1.AppendFields(out, req.Fields, ^http1.Class(0))
+	if req.Trailers {
+		out = append(out, "TE: trailers\r\nConnection: TE\r\n"...) // RFC 9110 10.1.4
+	}
 	out, err := x.appendOwn(out, up)
 	if err != nil {
 		return err
@@ -255,12 +258,6 @@ const intentLength = 16
 // record writes the line of evidence for the call.
 func (c *conn) record(status int, sent int64) {
 	x := &c.x
-	stats := &c.g.stats
-	if x.verdict.Effect == merlon.Allow {
-		stats.Allowed.Add(1)
-	} else {
-		stats.Denied.Add(1)
-	}
 	r := &c.rec
 	*r = record.Record{
 		Time:       x.start.UnixNano(),
@@ -288,6 +285,7 @@ func (c *conn) record(status int, sent int64) {
 	if x.f != nil {
 		r.Intent = x.f.orders.Of[:min(len(x.f.orders.Of), intentLength)]
 	}
+	c.count(r)
 	var err error
 	if c.reserved {
 		c.reserved = false

@@ -15,9 +15,12 @@ const (
 // after done it must be zeroed for the next body.
 //
 // Extensions are skipped, and bounded since nobody reads them. Trailers are
-// refused, all of them: they arrive after the decision that fields are part of.
-// So a body ends with "0 CRLF CRLF" and nothing else.
+// refused, all of them, unless somebody asks for them: they arrive after the
+// decision that fields are part of. So a body ends with "0 CRLF CRLF" and
+// nothing else.
 type Chunks struct {
+	Trailer *Trailer // collects the trailer section; nil refuses one
+
 	state  chunkState
 	digits uint8 // of the size so far
 	ext    uint8 // bytes of the extension so far
@@ -35,6 +38,7 @@ const (
 	chunkDataLF
 	chunkEndCR // after the size line of the last chunk
 	chunkEndLF
+	chunkTrailer
 	chunkDone
 	chunkBroken
 )
@@ -96,8 +100,12 @@ func (c *Chunks) step(b byte) error {
 		switch {
 		case b == '\r':
 			c.state = chunkEndLF
-		case is(b, token):
+		case is(b, token) && c.Trailer == nil:
 			return refuse(400, "trailer_refused")
+		case is(b, token):
+			c.state = chunkTrailer
+			c.Trailer.Reset()
+			return c.trailer(b)
 		default:
 			return refuse(400, "chunk_end_invalid")
 		}
@@ -106,10 +114,21 @@ func (c *Chunks) step(b byte) error {
 			return refuse(400, "chunk_end_invalid")
 		}
 		c.state = chunkDone
+	case chunkTrailer:
+		return c.trailer(b)
 	default:
 		return refuse(400, "chunk_broken")
 	}
 	return nil
+}
+
+// trailer takes one byte of the trailer section.
+func (c *Chunks) trailer(b byte) error {
+	done, err := c.Trailer.take(b)
+	if done {
+		c.state = chunkDone
+	}
+	return err
 }
 
 // size takes one byte of a size line: hexadecimal digits, no white space, then

@@ -41,6 +41,7 @@ const (
 	host             = httpfield.Host
 	expect           = httpfield.Expect
 	upgrade          = httpfield.Upgrade
+	te               = httpfield.TE
 	authorization    = httpfield.Authorization
 	contentType      = httpfield.ContentType
 	protected        = httpfield.Protected

@@ -85,6 +85,7 @@ type head struct {
 	connection string
 
 	close, keepAlive, upgrading bool // options of Connection
+	trailers                    bool // of TE
 }
 
 // fields parses the field lines of a head, appends them to dst, and returns
@@ -260,6 +261,9 @@ func (h *head) known(k kind, value string) error {
 		}
 		h.transfer = value
 		return nil
+	case te:
+		h.trailers = h.trailers || takesTrailers(value)
+		return nil
 	case upgrade:
 		if !first {
 			return refuse(400, "upgrade_repeated")
@@ -288,6 +292,19 @@ func (h *head) known(k kind, value string) error {
 		h.authorization = value
 	}
 	return nil
+}
+
+// takesTrailers reports whether a value of TE says that trailers are taken (RFC
+// 9110 10.1.4).
+func takesTrailers(value string) bool {
+	for more := true; more; {
+		var coding string
+		coding, value, more = strings.Cut(value, ",")
+		if equalFold(strings.Trim(coding, " \t"), "trailers") {
+			return true
+		}
+	}
+	return false
 }
 
 // contentLength reads a length.

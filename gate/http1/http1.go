@@ -16,7 +16,7 @@
 // empty or second Host; asterisk-form, authority-form and, unless
 // Limits.Absolute, absolute-form; a name that becomes a sensitive one when
 // '_' or '.' is read as '-' (as CGI, WSGI and PHP do); Connection options that
-// name end-to-end fields; trailers of chunked bodies, all of them.
+// name end-to-end fields; trailers of chunked bodies, unless asked for (see Trailer).
 //
 // Strings of a Request or Response are views into the buffer given to Parse.
 // They die when the buffer is reused; who keeps one clones it.

@@ -25,6 +25,7 @@ type Request struct {
 	// Upgrade is the protocol the client asks to change to; "" when it does not.
 	Upgrade       string
 	Authorization string
+	Trailers      bool // the client takes trailers (TE: trailers, RFC 9110 10.1.4)
 
 	seen int // bytes of an unfinished head already looked at
 }
@@ -95,6 +96,7 @@ func (r *Request) head(buf []byte, lim *Limits) (n int, err error) {
 		return 0, err
 	}
 	r.Authorization = h.authorization
+	r.Trailers = h.trailers && r.Minor == 1
 	r.Close = h.close || r.Minor == 0 && !h.keepAlive
 	chunked, err := h.chunked(r.Minor)
 	switch {

@@ -234,14 +234,8 @@ func isSpace(c byte) bool { return c == ' ' || c == '\t' }
 // connectionField refuses what is about an HTTP/1.1 connection (RFC 9113
 // 8.2.2). Others that a gate holds back, such as proxy-authorization, are well-formed.
 func (r *Request) connectionField(f *Field) *Error {
-	switch f.Name {
-	case "keep-alive", "proxy-connection":
+	if f.Name == "keep-alive" || f.Name == "proxy-connection" {
 		return malformed("connection_field")
-	case "te":
-		if f.Value != "trailers" {
-			return malformed("te_invalid")
-		}
-		r.Trailers = true
 	}
 	return nil
 }
@@ -255,6 +249,11 @@ func (r *Request) known(h *head, k httpfield.Kind, value string) *Error {
 		return malformed("connection_field")
 	case httpfield.ContentLength:
 		return r.contentLength(value, again)
+	case httpfield.TE:
+		if value != "trailers" {
+			return malformed("te_invalid")
+		}
+		r.Trailers = true
 	case httpfield.Host:
 		if again {
 			return refuse(400, "host_repeated")

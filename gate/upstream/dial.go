@@ -27,6 +27,7 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 	}
 	nc, sock, below, err := ep.connect(ctx, config)
 	if err == nil {
+		ep.c.counts.connects.Add(1)
 		var raw syscall.RawConn
 		if sc, ok := sock.(syscall.Conn); ok {
 			raw, _ = sc.SyscallConn()
@@ -42,6 +43,7 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 	case caller.Err() != nil:
 		return nil, ep.c.fail(ReasonCancelled, ep.Address, err)
 	}
+	ep.c.counts.failed.Add(1)
 	ep.failed(*t)
 	*t = none
 	ep.c.resolveSoon(ep)

@@ -228,6 +228,7 @@ func (c *Cluster) eject(ep *endpoint, t trial) {
 		d = shifted
 	}
 	ep.ejections++
+	c.counts.ejections.Add(1)
 	ep.until.Store(now + d)
 	s.count()
 	ep.drop(func(*Conn) bool { return true })

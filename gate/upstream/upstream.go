@@ -123,6 +123,7 @@ type Cluster struct {
 	start  time.Time
 	budget budget
 	set    atomic.Pointer[set] // never nil
+	counts struct{ connects, failed, ejections atomic.Uint64 }
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -325,6 +326,18 @@ func (c *Cluster) Status() []Status {
 		out = append(out, st)
 	}
 	return out
+}
+
+// Counts is what has happened since the cluster was made.
+type Counts struct {
+	Connects  uint64 // connections that were made
+	Failed    uint64 // connections that could not be made
+	Ejections uint64 // endpoints taken out of use, each time
+}
+
+// Counts says what has happened.
+func (c *Cluster) Counts() Counts {
+	return Counts{c.counts.connects.Load(), c.counts.failed.Load(), c.counts.ejections.Load()}
 }
 
 // now is nanoseconds since the cluster was made, from 1.

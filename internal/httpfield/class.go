@@ -37,6 +37,7 @@ const (
 	Host
 	Expect
 	Upgrade
+	TE
 	Authorization
 	ContentType
 	Protected // end-to-end, and Connection must not remove it
@@ -56,7 +57,7 @@ type entry struct {
 var exact = []entry{
 	{"connection", HopByHop, Connection},
 	{"keep-alive", HopByHop, Other},
-	{"te", HopByHop, Other},
+	{"te", HopByHop, TE},
 	{"trailer", HopByHop, Other},
 	{"upgrade", HopByHop, Upgrade},
 	{"http2-settings", HopByHop, Other},
