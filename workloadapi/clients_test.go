@@ -224,7 +224,28 @@ func TestSDS(t *testing.T) {
 			t.Errorf("%q gives %q", tt.ask, got)
 		}
 	}
-	// A stream is told of what is asked for anew, and of the end.
+	testSecretStream(t, e, c, service)
+	// What is no request of secrets is refused, and over TCP there is none.
+	e.apply(t, me(t, "web"))
+	out, wrong := new(emptypb.Empty), new(emptypb.Empty)
+	wrong.ProtoReflect().SetUnknown(field(nil, 4, "type.googleapis.com/envoy.config.cluster.v3.Cluster"))
+	if err := c.Invoke(within(t), service+"FetchSecrets", wrong, out); status.Code(err) != codes.InvalidArgument {
+		t.Error(err)
+	}
+	tcp, err := grpc.NewClient(e.tcp, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	if err := tcp.Invoke(within(t), service+"FetchSecrets", request(), out); status.Code(err) != codes.PermissionDenied {
+		t.Error(err)
+	}
+}
+
+// testSecretStream holds a stream: it is told of what is asked for anew, and of
+// the end.
+func testSecretStream(t *testing.T, e *estate, c *grpc.ClientConn, service string) {
+	t.Helper()
 	stream, err := c.NewStream(within(t), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, service+"StreamSecrets")
 	if err != nil {
 		t.Fatal(err)
@@ -251,21 +272,6 @@ func TestSDS(t *testing.T) {
 	e.apply(t)
 	if err := stream.RecvMsg(out); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("an identity that was taken away: %v", err)
-	}
-	// What is no request of secrets ends the stream, and over TCP there is none.
-	e.apply(t, me(t, "web"))
-	wrong := new(emptypb.Empty)
-	wrong.ProtoReflect().SetUnknown(field(nil, 4, "type.googleapis.com/envoy.config.cluster.v3.Cluster"))
-	if err := c.Invoke(within(t), service+"FetchSecrets", wrong, out); status.Code(err) != codes.InvalidArgument {
-		t.Error(err)
-	}
-	tcp, err := grpc.NewClient(e.tcp, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tcp.Close()
-	if err := tcp.Invoke(within(t), service+"FetchSecrets", request(), out); status.Code(err) != codes.PermissionDenied {
-		t.Error(err)
 	}
 }
 

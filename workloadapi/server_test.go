@@ -378,8 +378,15 @@ func TestPush(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The intent names another user now.
-	other := me(t, "web")
+	testRevoked(t, e, c, stream, keys)
+}
+
+// testRevoked takes the identity of two streams away: both end.
+func testRevoked(t *testing.T, e *estate, c workload.SpiffeWorkloadAPIClient, stream grpc.ServerStreamingClient[workload.X509SVIDResponse],
+	keys grpc.ServerStreamingClient[workload.JWTBundlesResponse]) {
+	t.Helper()
+	var err error
+	other := me(t, "web") // the intent names another user now
 	other.Workload = &merlon.WorkloadRule{UnixUser: "4242"}
 	e.apply(t, other)
 	for {
