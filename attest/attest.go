@@ -76,6 +76,7 @@ func New(in *merlon.Intent, opt Options) (*Attestor, error) {
 		s, err := newService(svc, opt)
 		if err != nil {
 			errs = append(errs, err)
+			s.checks = nil // nobody is recognised by less than all
 		}
 		a.services = append(a.services, s)
 	}

@@ -173,7 +173,7 @@ func TestUnix(t *testing.T) {
 		{"no pod", merlon.WorkloadRule{Kubernetes: "shop/web"}, false, "in no pod"},
 		{"no unit", merlon.WorkloadRule{SystemdUnit: "web.service"}, false, `systemd unit "web.service" does not hold`},
 	} {
-		if ok, why := holds(t, Options{}, tt.rule, p); ok != tt.ok || !strings.Contains(why, tt.why) {
+		if ok, why := holds(t, Options{Docker: "/nowhere", Cluster: &Cluster{}}, tt.rule, p); ok != tt.ok || !strings.Contains(why, tt.why) {
 			t.Errorf("%s: %v\n%s", tt.name, ok, why)
 		}
 	}
@@ -279,7 +279,9 @@ func TestEnded(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
-	for _, w := range []merlon.WorkloadRule{{UnixUser: "no-such-user"}, {UnixUser: "0", UnixGroup: "no-such-group"}} {
+	for _, w := range []merlon.WorkloadRule{
+		{UnixUser: "no-such-user"}, {UnixUser: "0", UnixGroup: "no-such-group"}, {DockerImage: "sha256:x"}, {DockerLabels: map[string]string{"a": "b"}}, {Kubernetes: "a/b"},
+	} {
 		_, err := New(&merlon.Intent{Services: []merlon.Service{svc("web", w)}}, Options{})
 		if err == nil || !strings.Contains(err.Error(), "merlon.yaml:3: the workload of web cannot be recognised") {
 			t.Errorf("%+v: %v", w, err)
@@ -394,7 +396,6 @@ func TestDocker(t *testing.T) {
 		{"image", opt, merlon.WorkloadRule{DockerImage: "sha256:" + strings.Repeat("ab", 32)}, true, ""},
 		{"image as it was pulled", opt, merlon.WorkloadRule{DockerImage: "sha256:" + strings.Repeat("cd", 32)}, true, ""},
 		{"another image", opt, merlon.WorkloadRule{DockerImage: "sha256:" + strings.Repeat("ef", 32)}, false, "is of image sha256:ab"},
-		{"no engine", Options{}, label("app", "web"), false, "no container engine is known here"},
 		{"engine away", Options{Docker: "/nowhere"}, label("app", "web"), false, "could not be asked"},
 		{"another engine", Options{Docker: docker(t, random(32))}, label("app", "web"), false, "404"},
 	} {

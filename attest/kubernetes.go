@@ -44,11 +44,8 @@ func (c *Cluster) account(want string, now func() time.Time) func(context.Contex
 			return "", false, err
 		}
 		uid := podOf(path)
-		switch {
-		case uid == "":
+		if uid == "" {
 			return "it is in no pod", false, nil
-		case c == nil:
-			return "", false, errors.New("no Kubernetes cluster is known here")
 		}
 		f, err := p.OpenInRoot(tokenFile)
 		if err != nil {

@@ -47,6 +47,12 @@ func ruleChecks(w *merlon.WorkloadRule, opt Options) ([]check, error) {
 		add(systemdUnit(w.SystemdUnit), nil)
 	}
 	docker := &engine{socket: opt.Docker}
+	if opt.Docker == "" && (w.DockerImage != "" || len(w.DockerLabels) > 0) {
+		return nil, errors.New("no container engine is known here")
+	}
+	if opt.Cluster == nil && w.Kubernetes != "" {
+		return nil, errors.New("the keys of no Kubernetes cluster are known here")
+	}
 	if w.DockerImage != "" {
 		add(docker.image(w.DockerImage), nil)
 	}

@@ -203,6 +203,9 @@ func (c *Control) deliver(f *force, places map[merlon.Place]bool, all bool) erro
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.inForce = f
+	if c.opt.InForce != nil {
+		c.opt.InForce(f.intent)
+	}
 	for p := range c.sessions {
 		if o := c.current[p]; o != nil && !all && !places[p] {
 			c.dispatch(p, o.Under(f.commit.Hash))

@@ -62,7 +62,7 @@ func (e *estate) stale() <-chan struct{} {
 // apply puts another intent in force.
 func (e *estate) apply(t testing.TB, services ...merlon.Service) {
 	t.Helper()
-	a, err := attest.New(&merlon.Intent{TrustDomain: td, Services: services}, attest.Options{})
+	a, err := attest.New(&merlon.Intent{TrustDomain: td, Services: services}, attest.Options{Docker: "/nowhere"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -303,7 +303,6 @@ func TestNoIdentity(t *testing.T) {
 		"one selector of two":  {func() merlon.Service { s := me(t, "web"); s.Workload.SHA256 = strings.Repeat("0", 64); return s }()},
 		"cannot be checked":    {func() merlon.Service { s := me(t, "web"); s.Workload.Executable = "/nowhere"; return s }()},
 		"of a container":       {{Name: "web", Workload: &merlon.WorkloadRule{DockerLabels: map[string]string{"app": "web"}}}},
-		"of a pod":             {{Name: "web", Workload: &merlon.WorkloadRule{Kubernetes: "shop/web"}}},
 		"of a unit":            {{Name: "web", Workload: &merlon.WorkloadRule{SystemdUnit: "web.service"}}},
 		"of an outside system": {{Name: "web", External: true, Workload: me(t, "web").Workload}},
 	} {
