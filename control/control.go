@@ -40,8 +40,8 @@ type Options struct {
 	// an intent that is in force already too, and brings up what is missing.
 	// An error refuses the intent. It may be nil.
 	Prepare func(context.Context, *merlon.Intent) error
-	// InForce is told of an intent at the moment it is put in force. It must not
-	// wait for anything. It may be nil.
+	// InForce is told of an intent at the moment it is put in force, by Open too.
+	// It must not wait for anything. It may be nil.
 	InForce func(*merlon.Intent)
 	// Committed is told of a prepared intent that is in force, when all gates
 	// have answered. What it returns went wrong too late to refuse the intent.
@@ -121,8 +121,16 @@ func (c *Control) restore(ctx context.Context) error {
 	if ds.Failed() {
 		return c.unreadable(last[0].Hash, ds)
 	}
-	c.inForce = newForce(last[0], loaded.Intent, p)
+	c.putInForce(newForce(last[0], loaded.Intent, p))
 	return nil
+}
+
+// putInForce needs c.mu, or that nobody else knows c yet.
+func (c *Control) putInForce(f *force) {
+	c.inForce = f
+	if c.opt.InForce != nil {
+		c.opt.InForce(f.intent)
+	}
 }
 
 // Intent is the intent in force, or nil before the first commit. It must not be

@@ -39,37 +39,7 @@ func TestWorkloadIdentity(t *testing.T) {
 	s.serviceAs("a", s.a, "anyone: all", fmt.Sprintf("command: [sh, -c, %q]", command), "PEER: b")
 	u := s.up()
 
-	cert, err := tls.LoadX509KeyPair(filepath.Join(got, "svid.pem"), filepath.Join(got, "key.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if uris := cert.Leaf.URIs; len(uris) != 1 || uris[0].String() != "spiffe://test.example/a" {
-		t.Errorf("%v", uris)
-	}
-	bundle, err := os.ReadFile(filepath.Join(got, "bundle.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots, between := x509.NewCertPool(), x509.NewCertPool()
-	roots.AppendCertsFromPEM(bundle)
-	for _, der := range cert.Certificate[1:] {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			t.Fatal(err)
-		}
-		between.AddCert(c)
-	}
-	if _, err := cert.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between}); err != nil {
-		t.Error(err)
-	}
-	token, err := os.ReadFile(filepath.Join(got, "token"))
-	if err != nil || strings.Count(string(token), ".") != 2 {
-		t.Errorf("%q, %v", token, err)
-	}
-	if info, err := os.Stat(filepath.Join(got, "key.pem")); err != nil || info.Mode().Perm() != 0o600 {
-		t.Error(info, err)
-	}
-
+	checkFetched(t, got)
 	pid := s.want("/hello", 200, "a").pid
 	explain := func(args ...string) string {
 		out, err := exec.Command(merlonBin(t), append([]string{"id", "explain"}, args...)...).CombinedOutput()
@@ -107,6 +77,41 @@ func TestWorkloadIdentity(t *testing.T) {
 	u.end(15)
 	if out := explain(me, s.dir); !strings.Contains(out, "merlon up") {
 		t.Error(out)
+	}
+}
+
+// checkFetched checks what merlon id fetch left in a directory.
+func checkFetched(t *testing.T, got string) {
+	t.Helper()
+	cert, err := tls.LoadX509KeyPair(filepath.Join(got, "svid.pem"), filepath.Join(got, "key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if uris := cert.Leaf.URIs; len(uris) != 1 || uris[0].String() != "spiffe://test.example/a" {
+		t.Errorf("%v", uris)
+	}
+	bundle, err := os.ReadFile(filepath.Join(got, "bundle.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	roots.AppendCertsFromPEM(bundle)
+	for _, der := range cert.Certificate[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		between.AddCert(c)
+	}
+	if _, err := cert.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between}); err != nil {
+		t.Error(err)
+	}
+	token, err := os.ReadFile(filepath.Join(got, "token"))
+	if err != nil || strings.Count(string(token), ".") != 2 {
+		t.Errorf("%q, %v", token, err)
+	}
+	if info, err := os.Stat(filepath.Join(got, "key.pem")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Error(info, err)
 	}
 }
 

@@ -26,7 +26,8 @@ type identities struct {
 
 	mu      sync.Mutex
 	locals  map[string]*local // of the gates that run, by service
-	current *attest.Attestor  // of the intent in force; nil before the first
+	in      *merlon.Intent    // in force; nil before the first
+	current *attest.Attestor  // of in
 	coming  *attest.Attestor  // of the intent that is being brought up
 	changed chan struct{}     // closed when current is another
 }
@@ -70,7 +71,7 @@ func (i *identities) force(in *merlon.Intent) {
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.current, i.coming = a, nil
+	i.in, i.current, i.coming = in, a, nil
 	close(i.changed)
 	i.changed = make(chan struct{})
 }
@@ -123,23 +124,23 @@ func (i *identities) stale() <-chan struct{} {
 }
 
 // explain is control.Options.Explain.
-func (s *system) explain(ctx context.Context, pid int) (*control.Explanation, error) {
+func (i *identities) explain(ctx context.Context, pid int) (*control.Explanation, error) {
 	p, err := sockowner.OpenProcess(pid)
 	if err != nil {
 		return nil, fmt.Errorf("process %d: %w", pid, err)
 	}
 	defer p.Close()
-	s.who.mu.Lock()
-	current := s.who.current
-	s.who.mu.Unlock()
-	if current == nil {
+	i.mu.Lock()
+	in, current := i.in, i.current
+	i.mu.Unlock()
+	if in == nil {
 		return nil, errors.New("no intent is in force")
 	}
 	e := &control.Explanation{PID: pid, Executable: p.Executable(), Services: current.Explain(ctx, p)}
-	if e.Service, err = s.who.identify(ctx, p); err != nil {
+	if e.Service, err = i.identify(ctx, p); err != nil {
 		e.Why = err.Error()
 	} else {
-		e.ID = "spiffe://" + s.trustDomain + "/" + e.Service
+		e.ID = in.SPIFFEID(e.Service)
 	}
 	return e, nil
 }

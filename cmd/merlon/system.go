@@ -72,7 +72,7 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 	recordDir := filepath.Join(state, recordsName)
 	s.control, err = control.Open(ctx, state, control.Options{
 		Records: recordDir, Prepare: s.prepare, InForce: s.who.force, Committed: s.committed, Refused: s.refused,
-		Exec: s.admit, Explain: s.explain,
+		Exec: s.admit, Explain: s.who.explain,
 	})
 	if err != nil {
 		return nil, err
@@ -80,7 +80,6 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 	s.trustDomain = trustDomain
 	if in := s.control.Intent(); in != nil {
 		s.trustDomain = in.TrustDomain
-		s.who.force(in)
 	}
 	if s.trustDomain == "" {
 		return nil, fmt.Errorf("%s: no intent was ever in force here\nhint: run merlon up without --committed", state)
