@@ -56,11 +56,15 @@ type serviceDef struct {
 	inline   []operationDef
 	rules    []*ruleDef
 	user     *word
-	operated *word           // the key operations
+	operated *word  // the key operations
+	sockets  []word // operations that may become WebSockets, or all
+	ports    []portDef
 	unsure   bool            // some operation could not be read
 	all      []string        // the names of all operations
 	index    map[string]bool // the same
 }
+
+type portDef struct{ service, port word }
 
 type operationDef struct{ name, value word }
 
@@ -193,6 +197,8 @@ func (d *decoder) readGateway(f field) {
 			g.MinTLS = v.Value
 		case "trustedProxies":
 			g.TrustedProxies = d.distinct(d.words(v), "range")
+		case "proxyProtocol":
+			g.ProxyProtocol = d.distinct(d.words(v), "range")
 		case "login":
 			for _, l := range d.fields(v) {
 				d.readLogin(l)
@@ -319,6 +325,13 @@ func (d *decoder) readService(f field, external bool) {
 			s.unsure = s.unsure || len(good)*2 < len(v.Content)
 			for _, o := range good {
 				s.inline = append(s.inline, operationDef{d.word(o.key), d.word(o.value)})
+			}
+		case "webSockets":
+			s.sockets = d.words(v)
+			d.distinct(s.sockets, "operation")
+		case "localPorts":
+			for _, p := range d.fields(v) {
+				s.ports = append(s.ports, portDef{d.word(p.key), d.word(p.value)})
 			}
 		case "protocol":
 			s.protocol = &w

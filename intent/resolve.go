@@ -33,10 +33,12 @@ func (e *estate) resolve(rec *recorder) {
 	for _, s := range e.services {
 		e.resolveOperations(s, rec)
 		e.resolveHosts(s)
+		e.resolveSockets(s)
 	}
 	e.resolveUnique()
 	for _, s := range e.services {
 		e.resolveRules(s)
+		e.resolvePorts(s)
 	}
 	e.resolveGuardrails()
 	for i := range e.tests {
@@ -195,7 +197,7 @@ func (e *estate) resolveOperations(s *serviceDef, rec *recorder) {
 		_, ds := route.NewRouter(routes)
 		e.report.ds = append(e.report.ds, ds...)
 	}
-	if s.External && s.contract == nil && s.operated == nil {
+	if s.External && s.contract == nil && s.operated == nil && s.Protocol != merlon.TCP {
 		s.Operations = []merlon.Operation{
 			{Name: "any", Method: "*", Path: "/{rest...}", Params: []merlon.ParamSpec{{Name: "rest", In: merlon.InPath, Required: true}}, Pos: s.Pos},
 			{Name: "root", Method: "*", Path: "/", Pos: s.Pos},
@@ -238,7 +240,14 @@ func (e *estate) readContract(s *serviceDef, rec *recorder) {
 
 func (e *estate) resolveHosts(s *serviceDef) {
 	switch {
+	case s.External && s.Protocol == merlon.TCP:
+		e.resolveTarget(s)
 	case s.External:
+		for _, h := range s.hosts {
+			if p := publicHost(h.text); p != nil {
+				e.report.problem(h, p)
+			}
+		}
 		if len(s.Addresses) == 0 {
 			for _, h := range s.Hosts {
 				s.Addresses = append(s.Addresses, "dns:"+h+":443")

@@ -291,6 +291,24 @@ func publicHost(s string) *problem {
 	return nil
 }
 
+// externalHost checks the name of an external service, which may have a port if
+// it speaks TCP, and be an address then.
+func externalHost(s string) *problem {
+	p := publicHost(s)
+	if i := strings.LastIndexByte(s, ':'); p != nil && i > 0 && address(s) == nil && !strings.HasPrefix(s, "dns:") && (s[0] == '[' || strings.Contains(s[:i], ".")) {
+		return nil
+	}
+	return p
+}
+
+// portNumber checks a port.
+func portNumber(s string) *problem {
+	if n, err := strconv.Atoi(s); err != nil || n < 1 || n > 65535 || s[0] == '0' || s[0] == '+' {
+		return &problem{codeValue, fmt.Sprintf("%q is not a port", clip(s)), "a port is a number from 1 to 65535"}
+	}
+	return nil
+}
+
 // address checks host:port, ip:port, [ip]:port or dns:host:port.
 func address(s string) *problem {
 	fail := func(hint string) *problem {
