@@ -44,14 +44,15 @@ type pair struct {
 	config *tls.Config
 	ledger *ledger
 	tap    *tap
-	last   uint64             // record that was seen
-	late   map[string]reading // sent, and the backend has not told of it: it may have broken off
-	read   int                // of the ledger
+	last   uint64                   // record that was seen
+	unsent map[string]record.Record // allowed, and not come through the tap: it may have broken off
+	late   map[string]reading       // sent, and the backend has not told of it: it may have broken off
+	read   int                      // of the ledger
 	logged int
 }
 
 func newPair(t testing.TB, b backend) *pair {
-	p := &pair{backend: b, ledger: new(ledger), late: map[string]reading{}}
+	p := &pair{backend: b, ledger: new(ledger), unsent: map[string]record.Record{}, late: map[string]reading{}}
 	p.tap = newTap(t, b.start(t, p.ledger))
 	p.e = setup{
 		addresses: map[string]string{"web": p.tap.address},
@@ -177,8 +178,10 @@ func (p *pair) compare(records map[string]record.Record, heard map[string]heard)
 	if err != nil {
 		return 0, 0, err
 	}
+	maps.Copy(p.unsent, records)
 	for id, s := range sent {
-		rec, ok := records[id]
+		rec, ok := p.unsent[id]
+		delete(p.unsent, id)
 		target := rec.Path
 		if rec.Query != "" {
 			target += "?" + rec.Query
