@@ -88,7 +88,9 @@ func (s *stand) awaitEnd() {
 		if err != nil {
 			s.t.Errorf("the gate ended with %v\n%s", err, s.said())
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(60 * time.Second):
+		s.cmd.Process.Signal(syscall.SIGQUIT) // and what it waits for
+		s.ended <- <-s.ended
 		s.t.Fatalf("the gate does not end\n%s", s.said())
 	}
 }
