@@ -225,6 +225,19 @@ func (p *pair) compare(records map[string]record.Record, heard map[string]heard)
 
 // compareRecords holds what was sent to what was recorded.
 func (p *pair) compareRecords(sent map[string]reading) (err error) {
+	// A stream that is reset has ended for its client before it has for the gate.
+	if err := p.wait("the records of what was sent", func() (bool, error) {
+		for id := range sent {
+			if _, ok := p.unsent[id]; !ok {
+				late, err := p.recorded()
+				maps.Copy(p.unsent, late)
+				return false, err
+			}
+		}
+		return true, nil
+	}); err != nil {
+		return fmt.Errorf("%w: %+v", err, sent)
+	}
 	for id, s := range sent {
 		rec, ok := p.unsent[id]
 		delete(p.unsent, id)
