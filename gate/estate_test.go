@@ -206,7 +206,7 @@ func (e *estate) orders(l *intent.Loaded, place merlon.Place) *merlon.Orders {
 	}
 	for _, s := range o.Intent.Services {
 		switch {
-		case s.Name == place.Service:
+		case s.Name == place.Service, s.External:
 			o.Endpoints[s.Name] = []merlon.Endpoint{{Address: e.apps[s.Name]}}
 		default:
 			o.Endpoints[s.Name] = []merlon.Endpoint{{Address: e.in[s.Name], ID: l.Intent.SPIFFEID(s.Name)}}

@@ -27,11 +27,14 @@ type force struct {
 	policy   *policy.Policy
 	tokens   *jwt.Verifier // nil when nobody logs in
 	clusters map[string]*upstream.Cluster
-	names    map[string]string // outbound: the host an app says -> the service it means
-	proxies  []netip.Prefix    // whose X-Forwarded-For is believed
-	edgeTLS  *tls.Config       // edge: nil for plain HTTP
-	slashes  bool              // some service keeps encoded slashes in its segments
-	series   *series           // where its calls are counted
+	names    map[string]string       // outbound: the host an app says -> the service it means
+	proxies  []netip.Prefix          // whose X-Forwarded-For is believed
+	edgeTLS  *tls.Config             // edge: nil for plain HTTP
+	slashes  bool                    // some service keeps encoded slashes in its segments
+	locals   map[uint16]string       // outbound: local port -> the service that it leads to
+	fresh    map[uint16]net.Listener // of locals, until they are taken up
+	proxied  []netip.Prefix          // edge: whose connections begin with a PROXY protocol header
+	series   *series                 // where its calls are counted
 	since    time.Time
 	traces   *merlon.Traces // nil for none
 }
@@ -73,9 +76,11 @@ func (g *Gate) swap(o *merlon.Orders) error {
 		g.spans.To(f.traces.Collector)
 	}
 	g.force.Store(f)
+	g.settlePorts(f)
 	// Calls that are still streaming are asked again, also those that wait for
-	// the next piece.
+	// the next piece, and so are tunnels.
 	g.open.interrupt(streaming)
+	go g.askTunnels()
 	if old != nil {
 		old.close(f)
 	}
@@ -113,7 +118,14 @@ func (g *Gate) prepare(o *merlon.Orders, old *force) (*force, error) {
 		}
 		f.names[s.Name] = s.Name
 	}
+	if err := f.prepareLocal(); err != nil {
+		return nil, err
+	}
 	if err := f.prepareEdge(g, old); err != nil {
+		return nil, err
+	}
+	var err error
+	if f.fresh, err = g.bindPorts(f.locals); err != nil {
 		return nil, err
 	}
 	for name, endpoints := range o.Endpoints {
@@ -128,15 +140,14 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 	if gw == nil || f.orders.Place != merlon.Edge {
 		return nil
 	}
-	for _, cidr := range gw.TrustedProxies {
-		prefix, err := netip.ParsePrefix(cidr)
-		if err != nil {
-			return fmt.Errorf("trusted proxy: %w", err)
-		}
-		f.proxies = append(f.proxies, prefix)
+	var err error
+	if f.proxies, err = prefixes(gw.TrustedProxies); err != nil {
+		return fmt.Errorf("%v: trusted proxy: %w", gw.Pos, err)
+	}
+	if f.proxied, err = prefixes(gw.ProxyProtocol); err != nil {
+		return fmt.Errorf("%v: sender of the PROXY protocol: %w", gw.Pos, err)
 	}
 	var cert *tls.Certificate
-	var err error
 	switch gw.Certificate.Kind {
 	case merlon.CertificateSelfSigned:
 		if g.cfg.EdgeCertificate == nil {
@@ -184,8 +195,7 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 
 func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoint, old *force) *upstream.Cluster {
 	retry := retryPercent(in, name)
-	http2 := speaksHTTP2(in, name)
-	if old != nil && speaksHTTP2(&old.orders.Intent, name) == http2 {
+	if old != nil && sameProtocol(old.orders.Intent.Service(name), in.Service(name)) {
 		if c := old.clusters[name]; c != nil {
 			c.Update(endpoints)
 			c.SetRetry(retry)
@@ -195,12 +205,12 @@ func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoi
 	cfg := upstream.Config{
 		Name:           name,
 		Endpoints:      endpoints,
-		TLS:            g.upstreamTLS,
+		TLS:            g.tlsFor(in.Service(name)),
 		ConnectTimeout: g.cfg.Bounds.Connect,
 		RetryPercent:   retry,
 		Now:            g.clock.Now,
 	}
-	if http2 {
+	if speaksHTTP2(in, name) {
 		cfg.Mux = g.newUpMux
 		cfg.TLS = func(e merlon.Endpoint) (*tls.Config, any) {
 			config, state := g.upstreamTLS(e)
@@ -245,6 +255,9 @@ func (g *Gate) upstreamTLS(e merlon.Endpoint) (*tls.Config, any) {
 func (g *Gate) inboundTLS() *tls.Config {
 	c := spiffe.ServerConfig(g.cfg.Source, g.cfg.TrustDomain)
 	c.NextProtos = protocols()
+	if f := g.force.Load(); f != nil && f.speaksTCP() {
+		c.NextProtos = []string{tunnelProtocol}
+	}
 	c.DynamicRecordSizingDisabled = true
 	return c
 }
@@ -267,7 +280,7 @@ func (f *force) close(next *force) {
 
 // Protocols are what this gate can serve and enforce.
 func Protocols() []merlon.Protocol {
-	return []merlon.Protocol{merlon.HTTP, merlon.HTTP2, merlon.GRPC}
+	return []merlon.Protocol{merlon.HTTP, merlon.HTTP2, merlon.GRPC, merlon.TCP}
 }
 
 // pinned is a source whose SVID does not change.
@@ -361,6 +374,19 @@ func (f *force) forwardedClient(peer netip.Addr, header string) netip.Addr {
 	return peer
 }
 
-func (f *force) trusts(client netip.Addr) bool {
-	return slices.ContainsFunc(f.proxies, func(p netip.Prefix) bool { return p.Contains(client) })
+func (f *force) trusts(client netip.Addr) bool { return among(f.proxies, client) }
+
+func prefixes(cidrs []string) (list []netip.Prefix, err error) {
+	for _, cidr := range cidrs {
+		prefix, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, prefix)
+	}
+	return list, nil
+}
+
+func among(list []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(addr) })
 }

@@ -37,6 +37,9 @@ func (c *conn) forward(keep bool) bool {
 	for attempt := 0; ; attempt++ {
 		up, f := c.send(cluster, attempt > 0)
 		if f.reason == "" {
+			if c.switched() {
+				return c.tunnel(up)
+			}
 			return c.answer(up, keep)
 		}
 		if !c.mayRetry(cluster, up, f, attempt) {
@@ -116,6 +119,10 @@ func (c *conn) send(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, fail
 	if c.x.kind != grpc.None {
 		c.follow(up.Conn)
 	}
+	if c.x.connects() && up.Endpoint.ID == "" {
+		c.res.Status = 200 // the service itself: there is nobody to ask
+		return up, failure{}
+	}
 	if err := c.buildRequest(up); err != nil {
 		return up, failure{reason: merlon.ReasonUnidentified, cause: err}
 	}
@@ -194,10 +201,8 @@ func (c *conn) readHead(up *upstream.Conn) failure {
 			if n > 0 {
 				c.up.r += n
 				switch {
-				case c.res.Status == 101:
-					return invalid(errors.New("the upstream switched protocols unasked"))
-				case c.res.Status >= 200:
-					return failure{}
+				case c.res.Status == 101 || c.res.Status >= 200:
+					return c.x.judge(&c.res)
 				}
 				if interim++; interim > maxInterim {
 					return invalid(errors.New("too many interim answers"))

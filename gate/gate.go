@@ -50,6 +50,10 @@ type Config struct {
 	// side calls as the service, and orders that name a workload are refused.
 	Own func(net.Conn) error
 
+	// Listen opens a local port, by a name under which it may be handed on to
+	// another process; nil for net.Listen.
+	Listen func(name, address string) (net.Listener, error)
+
 	// EdgeCertificate proves the gateway's hosts when the intent leaves the
 	// certificate to Merlon. Only the edge asks for it.
 	EdgeCertificate func(hosts []string) (*tls.Certificate, error)
@@ -69,7 +73,7 @@ type Bounds struct {
 	Head                 time.Duration // from its first byte to the end of a request head; default 10 s
 	Idle                 time.Duration // between requests on one connection; default 75 s
 	Stall                time.Duration // without progress on a body, either way; default 60 s
-	Quiet                time.Duration // without a message either way, of a call that lasts; default 1 h
+	Quiet                time.Duration // without a byte on what is long-lived: tunnels and streams; default 1 h
 	Connect              time.Duration // to an upstream, with its handshake; default 3 s
 }
 
@@ -104,6 +108,8 @@ type Gate struct {
 	callers  *assertion.Cache // of assertions already verified
 	ids      idSource
 	open     registry
+	tunnels  tunnels
+	ports    ports
 	runners  runners
 	swapping sync.Mutex
 	leaving  atomic.Bool   // answers say that their connections end
@@ -119,6 +125,9 @@ type Gate struct {
 // New makes a gate. Serve starts it, Close ends it.
 func New(cfg Config) (*Gate, error) {
 	cfg.Bounds.setDefaults()
+	if cfg.Listen == nil {
+		cfg.Listen = func(_, address string) (net.Listener, error) { return net.Listen("tcp", address) }
+	}
 	if cfg.Source == nil || cfg.Records == nil || cfg.Log == nil {
 		return nil, errors.New("gate: Source, Records and Log are needed")
 	}
@@ -156,7 +165,9 @@ func (p Position) String() string { return [...]string{"edge", "in", "out"}[p] }
 
 // Serve accepts connections from l until l is closed or the gate drains. It
 // always returns a non-nil error; net.ErrClosed after a drain.
-func (g *Gate) Serve(l net.Listener, at Position) error {
+func (g *Gate) Serve(l net.Listener, at Position) error { return g.serve(l, at, 0) }
+
+func (g *Gate) serve(l net.Listener, at Position, port uint16) error {
 	if !g.open.addListener(l) {
 		l.Close()
 		return net.ErrClosed
@@ -178,12 +189,14 @@ func (g *Gate) Serve(l net.Listener, at Position) error {
 		pause = 0
 		g.metrics.accepted[at].Add(1)
 		client := clientAddress(nc)
-		if !g.open.admit(client, at == AtEdge) {
+		// Who is behind a proxy is counted once that is known.
+		perClient := at == AtEdge && !g.proxied(client)
+		if !g.open.admit(client, perClient) {
 			g.metrics.turnedAway.Add(1)
 			nc.Close()
 			continue
 		}
-		go g.serveConn(nc, at, client)
+		go g.serveConn(nc, at, client, perClient, port)
 	}
 }
 

@@ -630,7 +630,7 @@ func TestRecords(t *testing.T) {
 	try(get("/nowhere"), want{"no_operation", 0, false})
 	try(get("/pages/%00"), want{"path_control", 0, false})
 	try("GET  / HTTP/1.1\r\n\r\n", want{"target_invalid", 0, false})
-	try(get("/", "Upgrade: websocket", "Connection: Upgrade"), want{"upgrade_not_spoken", 0, false})
+	try(get("/pages/n/length/1", "Upgrade: websocket", "Connection: Upgrade"), want{"upgrade_not_spoken", 0, false})
 	try(post("/pages/n/length/1", "Content-Length: 99999999\r\n", ""), want{"body_too_large", 0, false})
 	try(get("/pages/n/invalid/10"), want{"allowed", 0, true})                    // what the inner gate answers is an answer
 	try(get("/pages/n/silent/10"), want{"allowed or upstream_timeout", 0, true}) // whichever gate is first

@@ -40,8 +40,8 @@ func tool(t testing.TB, name, install string) string {
 	return path
 }
 
-// program runs a program until the test ends, and waits until it listens.
-func program(t testing.TB, address, name string, args ...string) {
+// serveProgram runs a program until the test ends, and waits until it listens.
+func serveProgram(t testing.TB, address, name string, args ...string) {
 	t.Helper()
 	cmd := exec.Command(name, args...)
 	if testing.Verbose() {
@@ -61,14 +61,6 @@ func program(t testing.TB, address, name string, args ...string) {
 		}
 		return err == nil
 	})
-}
-
-// freePort is a port of the loopback address that nobody listens on.
-func freePort(t testing.TB) string {
-	l := listen(t)
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
 }
 
 // interopContract describes the services that gRPC's interoperability tests call:
@@ -109,7 +101,7 @@ func startInterop(t testing.TB, text string) *estate {
 	server := tool(t, "grpc-interop-server", install)
 	port := freePort(t)
 	address := net.JoinHostPort("127.0.0.1", port)
-	program(t, address, server, "--port="+port)
+	serveProgram(t, address, server, "--port="+port)
 	return setup{
 		files:     fstest.MapFS{"interop.binpb": {Data: interopContract(t)}},
 		addresses: map[string]string{"interop": address},

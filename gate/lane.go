@@ -22,6 +22,7 @@ type lane struct {
 	id      uint32
 	request *http2.Request // its views hold until Close
 	whole   bool           // the request has no body
+	tunnel  bool           // the request opens one (RFC 8441)
 	refused *http2.Error   // instead of a request
 	peer    peer           // who is at the other end of the connection
 	method  string         // "HEAD", or another
@@ -60,6 +61,9 @@ func (m *mux) newLane(ev *http2.Event) *lane {
 	l.cond.L = &m.mu
 	if l.ended = ev.End; ev.Request != nil {
 		l.method = ev.Request.Method
+		if l.tunnel = ev.Request.Protocol != ""; l.tunnel {
+			l.method = "GET" // as the pipeline sees it
+		}
 	}
 	return l
 }
@@ -86,7 +90,8 @@ func (l *lane) run() {
 func (l *lane) call() {
 	g, at := l.m.c.g, l.m.c.at
 	c := g.newConn(l, at, l.peer)
-	defer c.end(l.peer.addr, at == AtEdge)
+	c.counted = at == AtEdge
+	defer c.end()
 	if !g.open.add(c) {
 		return
 	}
@@ -100,7 +105,16 @@ func (l *lane) call() {
 		c.refuseMalformed(&http1.Error{Status: status, Reason: e.Reason})
 		return
 	}
-	head := appendHead(c.in.buf[:0], l.request, l.whole)
+	head := c.in.buf[:0]
+	if l.tunnel && l.request.Protocol != websocket {
+		c.refuseMalformed(&http1.Error{Status: 501, Reason: string(ReasonUpgrade)})
+		return
+	}
+	if l.tunnel {
+		head = appendHandshake(head, l.request)
+	} else {
+		head = appendHead(head, l.request, l.whole)
+	}
 	if len(head) > len(c.in.buf) {
 		c.refuseMalformed(&http1.Error{Status: 431, Reason: "head_too_large"})
 		return
@@ -209,7 +223,7 @@ func (l *lane) frame(b []byte) int {
 		n := copy(b, l.framed)
 		l.framed = l.framed[n:]
 		return n
-	case l.request.Length >= 0:
+	case l.request.Length >= 0 || l.tunnel:
 		n := copy(b, data)
 		l.consume(n)
 		return n
@@ -283,6 +297,9 @@ func (l *lane) writeHead(b []byte) (used int, err error) {
 			l.head = append(l.head[:0], b...)
 		}
 		return len(b), nil
+	}
+	if l.tunnel {
+		openTunnel(&l.res)
 	}
 	if err := l.translateHead(); err != nil {
 		return 0, err

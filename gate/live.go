@@ -40,6 +40,9 @@ type live struct {
 
 // write sends b to the client.
 func (c *conn) write(b []byte) error {
+	if c.mute {
+		return nil
+	}
 	to := c.net
 	if c.live.inside {
 		if w := c.live.wire; w != nil {

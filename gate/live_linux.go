@@ -186,7 +186,7 @@ func (c *conn) serveBuffered() (served, keep bool) {
 		return false, false
 	}
 	c.in.r += n
-	if !c.bodyBuffered() {
+	if !c.bodyBuffered() || c.x.wantsTunnel() {
 		c.in.r -= n
 		return false, false
 	}

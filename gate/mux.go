@@ -102,6 +102,7 @@ func (c *conn) serveHTTP2() {
 		HeaderList: bufferSize - headMargin,
 		Fields:     maxHTTP2Fields,
 		Target:     maxTarget,
+		Connect:    c.at == AtEdge,
 	})
 	err := m.read()
 	m.end(err)

@@ -31,7 +31,7 @@ const (
 	ReasonBodyTooLarge   merlon.Reason = "body_too_large"       // more bytes than the service's maxBody
 	ReasonBodyInvalid    merlon.Reason = "body_invalid"         // its chunks are not well-formed
 	ReasonClientGone     merlon.Reason = "client_gone"          // the client stopped before the end of its body
-	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken"   // WebSocket and other upgrades
+	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken"   // another protocol, or a WebSocket that the operation does not offer
 	ReasonNotGRPC        merlon.Reason = "not_grpc"             // the service speaks gRPC, and the call is none
 	ReasonGRPCTimeout    merlon.Reason = "grpc_timeout_invalid" // the deadline of a gRPC call cannot be read
 	ReasonDeadline       merlon.Reason = "deadline_exceeded"    // the deadline of a gRPC call has passed
@@ -42,6 +42,12 @@ const (
 	ReasonNotOwn         merlon.Reason = "not_own_workload"     // the caller on the local side is not the gate's own service
 	ReasonPeerExpired    merlon.Reason = "peer_expired"         // the caller's certificate ended during the connection
 	ReasonDefect         merlon.Reason = "gate_defect"          // the gate met a defect of its own
+
+	ReasonWebSocketInvalid merlon.Reason = "websocket_invalid" // the handshake is not one
+	ReasonWebSocketVersion merlon.Reason = "websocket_version" // of a version that is not spoken
+	ReasonTunnel           merlon.Reason = "tunnel_wrong"      // CONNECT to what does not speak TCP, or HTTP to what does
+	ReasonTunnelBroken     merlon.Reason = "tunnel_broken"     // one side of a tunnel broke off
+	ReasonTunnelQuiet      merlon.Reason = "tunnel_quiet"      // not a byte for longer than the bound
 )
 
 // exchange is one call on its way through a gate. It lives in its connection
@@ -117,6 +123,7 @@ var steps = [...]struct {
 	{"identify", (*exchange).identify},
 	{"route", (*exchange).route},
 	{"decide", (*exchange).decide},
+	{"upgrade", (*exchange).upgrade},
 	{"limit caller", (*exchange).limitCaller},
 	{"rpc", (*exchange).rpc},
 }
@@ -151,12 +158,15 @@ func (x *exchange) canon() merlon.Verdict {
 	if n := len(x.req.Path); n > cap(x.pathBuf) && strings.IndexByte(x.req.Path, '%') >= 0 {
 		x.pathBuf = make([]byte, 0, max(2*n, 512))
 	}
+	x.call.Host, x.port = host, portOf(x.req.Host)
+	if x.connects() {
+		return pass // it has no path
+	}
 	path, err := canon.Path(x.req.Path, x.f.slashes, x.pathBuf[:0])
 	if err != nil {
 		return x.malformed(err)
 	}
-	x.call.Host, x.call.Path, x.call.Query = host, path, x.req.Query
-	x.port = portOf(x.req.Host)
+	x.call.Path, x.call.Query = path, x.req.Query
 	return pass
 }
 
@@ -197,10 +207,10 @@ func (x *exchange) limitClient() merlon.Verdict {
 	return x.spend(gw.Limit, x.g.limiter.ClientKey(merlon.GatewayName, x.from))
 }
 
-// protocol refuses what is not to be HTTP/1.1 any more. An offer of h2c may be
-// ignored (RFC 9110 7.8); other upgrades are the point of the request.
+// protocol refuses what is to be neither HTTP/1.1 nor a WebSocket. An offer of
+// h2c may be ignored (RFC 9110 7.8); other upgrades are the point of the request.
 func (x *exchange) protocol() merlon.Verdict {
-	if x.req.Upgrade != "" && !strings.EqualFold(x.req.Upgrade, "h2c") {
+	if x.req.Upgrade != "" && x.wantsTunnel() && !x.upgrades() {
 		return deny(ReasonUpgrade)
 	}
 	return pass
@@ -290,7 +300,7 @@ func (x *exchange) route() merlon.Verdict {
 		return x.routed(route.Service, route.Operation, route.Params, route.Reason)
 	}
 	if x.at == Outbound {
-		name, known := x.f.names[x.call.Host]
+		name, known := x.named()
 		if !known {
 			return deny(merlon.ReasonNoService)
 		}
@@ -304,6 +314,11 @@ func (x *exchange) routed(s *merlon.Service, o *merlon.Operation, params []merlo
 	x.service = s
 	if s != nil {
 		x.call.Service = s.Name
+		if bytes := s.Protocol == merlon.TCP; bytes != x.connects() {
+			return deny(ReasonTunnel)
+		} else if bytes {
+			x.call.Method, x.call.Host = "", "" // of the tunnel, not of the call
+		}
 	}
 	if reason != "" || o == nil {
 		return deny(reason)
@@ -400,6 +415,10 @@ func Status(r merlon.Reason, stranger bool) int {
 		return 413
 	case ReasonUpgrade:
 		return 501
+	case ReasonWebSocketVersion:
+		return 426
+	case ReasonTunnel:
+		return 405
 	case upstream.ReasonNoEndpoint, upstream.ReasonConnect, upstream.ReasonClosed, ReasonUpstreamBroken, ReasonUpstreamBad:
 		return 502
 	case ReasonNotGRPC:

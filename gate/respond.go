@@ -22,13 +22,18 @@ func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 // and framing set anew. A body that was read whole goes with it.
 func (c *conn) buildRequest(up *upstream.Conn) error {
 	x, req := &c.x, &c.req
-	out := http1.AppendRequestLine(c.out[:0], x.call.Method, x.call.Path, x.call.Query)
-	out = append(out, "Host: "...)
-	out = append(out, x.call.Host...)
-	out = append(out, x.port...)
-	out = append(out, "\r\n"...)
-	out = http1.AppendFields(out, req.Fields, ^http1.Class(0))
-	if req.Trailers || x.kind != grpc.None {
+	var out []byte
+	if x.connects() {
+		out = x.appendConnect(c.out[:0])
+	} else {
+		out = http1.AppendRequestLine(c.out[:0], x.call.Method, x.call.Path, x.call.Query)
+		out = append(out, "Host: "...)
+		out = append(out, x.call.Host...)
+		out = append(out, x.port...)
+		out = append(out, "\r\n"...)
+		out = http1.AppendFields(out, req.Fields, ^http1.Class(0))
+	}
+	if (req.Trailers || x.kind != grpc.None) && !x.wantsTunnel() {
 		out = append(out, "TE: trailers\r\nConnection: TE\r\n"...) // RFC 9110 10.1.4
 	}
 	if x.kind != grpc.None {
@@ -37,6 +42,9 @@ func (c *conn) buildRequest(up *upstream.Conn) error {
 	out, err := x.appendOwn(out, up)
 	if err != nil {
 		return err
+	}
+	if x.upgrades() {
+		out = append(out, upgradeFields...)
 	}
 	body, whole := req.Body, c.sendsWhole()
 	if x.kind == grpc.WebText && !whole {
@@ -98,23 +106,7 @@ func (x *exchange) scheme() string {
 // gets it, and decides its framing. It reports whether the body goes chunked.
 func (c *conn) buildResponse(keep *bool) (chunked bool) {
 	x, res := &c.x, &c.res
-	out := http1.AppendStatusLine(c.out[:0], res.Status, res.Reason)
-	// What another gate says of itself may pass; an app may not speak for one.
-	fromGate := x.at != Inbound && !x.service.External
-	for i := range res.Fields {
-		f := &res.Fields[i]
-		switch {
-		case f.Class&(http1.HopByHop|http1.Framing) != 0:
-		case x.web && httpfield.EqualFold(f.Name, "content-type"):
-			out = append(out, "Content-Type: "...)
-			out = grpc.AppendContentType(out, x.kind, f.Value)
-			out = append(out, "\r\n"...)
-		case f.Class&http1.Identity != 0 && ownName(f.Name) && (!fromGate || strings.EqualFold(f.Name, headerRequest)):
-		default:
-			out = http1.AppendField(out, f.Name, f.Value)
-		}
-	}
-	out = x.appendVerdict(out)
+	out := c.appendHead(c.out[:0])
 	switch {
 	case c.bodiless():
 		if res.Length >= 0 && res.Status != 204 {
@@ -132,6 +124,29 @@ func (c *conn) buildResponse(keep *bool) (chunked bool) {
 	}
 	c.out = appendConnection(out, *keep, c.req.Minor)
 	return chunked
+}
+
+// appendHead writes the head of the upstream's answer, but for what frames it
+// and is about the connection.
+func (c *conn) appendHead(out []byte) []byte {
+	x, res := &c.x, &c.res
+	out = http1.AppendStatusLine(out, res.Status, res.Reason)
+	// What another gate says of itself may pass; an app may not speak for one.
+	fromGate := x.at != Inbound && !x.service.External
+	for i := range res.Fields {
+		f := &res.Fields[i]
+		switch {
+		case f.Class&(http1.HopByHop|http1.Framing) != 0:
+		case x.web && httpfield.EqualFold(f.Name, "content-type"):
+			out = append(out, "Content-Type: "...)
+			out = grpc.AppendContentType(out, x.kind, f.Value)
+			out = append(out, "\r\n"...)
+		case f.Class&http1.Identity != 0 && ownName(f.Name) && (!fromGate || strings.EqualFold(f.Name, headerRequest)):
+		default:
+			out = http1.AppendField(out, f.Name, f.Value)
+		}
+	}
+	return x.appendVerdict(out)
 }
 
 // ownName reports whether only gates may set a field of an answer.
@@ -202,6 +217,8 @@ func (c *conn) respond(keep bool) bool {
 	out = http1.AppendField(out, headerReason, string(x.verdict.Reason))
 	out = x.appendVerdict(out)
 	switch {
+	case x.verdict.Reason == ReasonWebSocketVersion:
+		out = http1.AppendField(out, "Sec-WebSocket-Version", websocketVersion) // RFC 6455 4.4
 	case x.verdict.Reason == merlon.ReasonInvalidToken:
 		out = http1.AppendField(out, "WWW-Authenticate", `Bearer error="invalid_token"`)
 	case status == 401:

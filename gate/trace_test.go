@@ -120,7 +120,7 @@ func block(t *testing.T, name, language string, n int) string {
 func TestTraceExample(t *testing.T) {
 	t.Parallel()
 	c := startCollector(t)
-	text := strings.Replace(block(t, "../docs/telemetry.md", "yaml", 1), "http://127.0.0.1:4318", c.url, 1)
+	text := strings.Replace(block(t, "../docs/telemetry.md", "yaml", 2), "http://127.0.0.1:4318", c.url, 1)
 	if !strings.Contains(text, c.url) {
 		t.Fatal("the example has no collector")
 	}

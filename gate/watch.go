@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 )
@@ -194,6 +195,19 @@ func (r *registry) admit(client netip.Addr, perClient bool) bool {
 	return true
 }
 
+// admitClient counts a connection that was admitted already for the client that
+// it turned out to be from.
+func (r *registry) admitClient(client netip.Addr) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	client = sameClient(client)
+	if r.clients[client] >= r.bounds.ConnectionsPerClient {
+		return false
+	}
+	r.clients[client]++
+	return true
+}
+
 // sameClient is what connections are counted by: a host has all of an IPv6 /64
 // to itself (RFC 6177), and would have as many caps.
 func sameClient(client netip.Addr) netip.Addr {
@@ -253,6 +267,13 @@ func (r *registry) addListener(l net.Listener) bool {
 	}
 	r.listeners = append(r.listeners, l)
 	return true
+}
+
+// forget leaves the closing of l to whoever asks.
+func (r *registry) forget(l net.Listener) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.listeners = slices.DeleteFunc(r.listeners, func(other net.Listener) bool { return other == l })
 }
 
 func (r *registry) listens() bool {

@@ -55,12 +55,16 @@ type serviceDef struct {
 	hosts    []word
 	inline   []operationDef
 	rules    []*ruleDef
-	user     *word
-	operated *word           // the key operations
+	sign     *word  // the first thing by which it is recognised
+	operated *word  // the key operations
+	sockets  []word // operations that may become WebSockets, or all
+	ports    []portDef
 	unsure   bool            // some operation could not be read
 	all      []string        // the names of all operations
 	index    map[string]bool // the same
 }
+
+type portDef struct{ service, port word }
 
 type operationDef struct{ name, value word }
 
@@ -193,6 +197,8 @@ func (d *decoder) readGateway(f field) {
 			g.MinTLS = v.Value
 		case "trustedProxies":
 			g.TrustedProxies = d.distinct(d.words(v), "range")
+		case "proxyProtocol":
+			g.ProxyProtocol = d.distinct(d.words(v), "range")
 		case "login":
 			for _, l := range d.fields(v) {
 				d.readLogin(l)
@@ -320,6 +326,13 @@ func (d *decoder) readService(f field, external bool) {
 			for _, o := range good {
 				s.inline = append(s.inline, operationDef{d.word(o.key), d.word(o.value)})
 			}
+		case "webSockets":
+			s.sockets = d.words(v)
+			d.distinct(s.sockets, "operation")
+		case "localPorts":
+			for _, p := range d.fields(v) {
+				s.ports = append(s.ports, portDef{d.word(p.key), d.word(p.value)})
+			}
 		case "protocol":
 			s.protocol = &w
 		case "callers":
@@ -351,11 +364,42 @@ func (d *decoder) readService(f field, external bool) {
 }
 
 func (s *serviceDef) readWorkload(d *decoder, f field) {
-	if user := d.get(d.get(f.value, "unix"), "user"); user != nil {
-		w := d.word(user)
-		s.user = &w
-		s.Workload = &merlon.WorkloadRule{Pos: d.word(f.key).pos, UnixUser: user.Value}
+	at := d.word(f.key)
+	w := &merlon.WorkloadRule{Pos: at.pos}
+	unix, docker := d.get(f.value, "unix"), d.get(f.value, "docker")
+	for _, text := range []struct {
+		in   *yaml.Node
+		name string
+		to   *string
+	}{
+		{unix, "user", &w.UnixUser}, {unix, "group", &w.UnixGroup}, {unix, "path", &w.Executable}, {unix, "sha256", &w.SHA256},
+		{d.get(f.value, "systemd"), "unit", &w.SystemdUnit}, {docker, "image", &w.DockerImage}, {f.value, "kubernetes", &w.Kubernetes},
+	} {
+		if n := d.get(text.in, text.name); n != nil {
+			*text.to = n.Value
+			if s.sign == nil {
+				sign := d.word(n)
+				s.sign = &sign
+			}
+		}
 	}
+	for _, label := range d.fields(d.get(docker, "label")) {
+		if w.DockerLabels == nil {
+			w.DockerLabels = map[string]string{}
+		}
+		w.DockerLabels[label.key.Value] = label.value.Value
+		if s.sign == nil {
+			sign := d.word(label.value)
+			s.sign = &sign
+		}
+	}
+	if s.sign == nil {
+		if len(f.value.Content) == 0 || docker != nil && len(docker.Content) == 0 {
+			d.estate.report.add(at, codeNothing, "say by what it is recognised, such as unix: {user: web}, or leave the key out", nil, "workload names nothing")
+		}
+		return // what is wrong is reported
+	}
+	s.Workload = w
 }
 
 func (d *decoder) readRun(f field) *merlon.Run {

@@ -111,6 +111,10 @@ func gatewayShape(limit *shape) *shape {
 			doc:     "Addresses of proxies in front of the gateway. Only from them is X-Forwarded-For believed; without this key it is removed.",
 			shape:   &shape{list: &shape{text: &text{what: "ranges such as 10.0.0.0/8", check: cidr, code: codeAddress}}, empty: true},
 			example: inGateway("trustedProxies: [10.0.0.0/8, \"fd00::/8\"]")},
+		{name: "proxyProtocol",
+			doc:     "Addresses of proxies whose connections begin with a header of the PROXY protocol, version 1 or 2, and must: it says who the client is. From all others it is never read.",
+			shape:   &shape{list: &shape{text: &text{what: "ranges such as 10.0.0.0/8", check: cidr, code: codeAddress}}, empty: true},
+			example: inGateway("proxyProtocol: [10.0.0.0/8]")},
 		{name: "login",
 			doc:     "Groups of people or programs outside, by name. A caller belongs to a login by a JWT bearer token of its issuer and audience.",
 			shape:   &shape{dict: &shape{object: loginKeys()}, names: nameText("login")},
@@ -178,13 +182,19 @@ func serviceKeys(operations, callers *shape) []key {
 		{name: "operations", shape: operations,
 			doc:     "Operations named here, for a service without a contract or beside it: `METHOD /path`, with `{name}` for one segment, `{name...}` at the end for all that follow, and `?a&b` for the query parameters that conditions may use.",
 			example: "trustDomain: shop.example\nservices:\n  catalog:\n    operations:\n      browse: GET /products/{id}\n      search: GET /products?q&page\n"},
+		{name: "webSockets", shape: &shape{text: &text{what: "all", enum: []string{"all"}}, list: &shape{text: &text{what: "operations", check: shortText}}},
+			doc:     "The operations with GET that may become a WebSocket, or `all` of them. Of all others a WebSocket is refused.",
+			example: "trustDomain: shop.example\nservices:\n  web: {}\n  chat:\n    operations: {room: \"GET /rooms/{id}\"}\n    webSockets: [room]\n    callers: {web: all}\n"},
 		{name: "protocol", def: "what the contract says, else `http`",
-			doc:     "What the service speaks. `http` is HTTP read as HTTP/1.1, `http2` as HTTP/2: without TLS between a service and its gate, and known beforehand. `grpc` is what a protobuf contract says. `tcp` is bytes: rules for it are about identity alone and say `all`.",
+			doc:     "What the service speaks. `http` is HTTP read as HTTP/1.1, `http2` as HTTP/2: without TLS between a service and its gate, and known beforehand. `grpc` is what a protobuf contract says. `tcp` is bytes, as of databases and queues: rules for it are about identity alone and say `all`, and it is called through `localPorts` or by CONNECT.",
 			shape:   &shape{text: &text{what: "http, http2, grpc or tcp", enum: []string{"http", "http2", "grpc", "tcp"}}},
 			example: "trustDomain: shop.example\nservices:\n  payments: {}\n  ledger:\n    protocol: tcp\n    callers: {payments: all}\n"},
 		{name: "callers", shape: callers,
 			doc:     "Who may call this service: a service, a login, or `anyone` (everyone who comes through the gateway, with or without a login). What they may call: `all`, a list of operations, a mapping with conditions, or a list of such mappings. Who is not here is denied.",
 			example: callersExample("callers:\n  anyone: [health]\n  web: all\n  staff:\n    operations: [getOrder]\n    when: claims.role == \"support\"")},
+		{name: "localPorts", shape: &shape{dict: &shape{text: &text{what: "a port", integer: true, check: portNumber}}, names: nameText("service"), empty: true},
+			doc:     "Services with `protocol: tcp` that this one calls, and the port of the loopback address (127.0.0.1) on which its gate offers each.",
+			example: "trustDomain: shop.example\nservices:\n  payments:\n    localPorts: {ledger: 15432}\n  ledger:\n    protocol: tcp\n    callers: {payments: all}\n"},
 		{name: "hosts", def: "every host of the gateway", shape: hostShape("hosts of the gateway", host),
 			doc:     "The hosts of the gateway on which this service's operations appear.",
 			example: "trustDomain: shop.example\ngateway:\n  hosts: [shop.example, api.shop.example]\nservices:\n  orders:\n    contract: orders/openapi.yaml\n    hosts: [api.shop.example]\n    callers: {anyone: all}\n"},
@@ -223,20 +233,58 @@ func serviceKeys(operations, callers *shape) []key {
 			shape:   &shape{text: &text{what: "keep", enum: []string{"keep"}}},
 			example: inService("slashes: keep")},
 		{name: "workload",
-			doc: "How a running process is recognised as this service. Its gate takes calls from such processes of its host only, and " +
-				"refuses others with `not_own_workload`. A service with `run:` is also recognised by its program: what `merlon up` starts and " +
+			doc: "How a running process is recognised as this service: all that is said here must hold, and there is nothing else to register. " +
+				"Such processes get the service's identity from the Workload API, and its gate takes calls from them only: " +
+				"others are refused with `not_own_workload`. A service with `run:` is also recognised by its program: what `merlon up` starts and " +
 				"what that starts in turn; with both, both must hold. With neither, every process on the gate's host can call as this service: " +
 				"`merlon status` says which. It needs Linux: elsewhere `run:` recognises nobody, and an intent with `workload` is refused.",
-			shape: &shape{object: []key{{name: "unix", required: true, doc: "By what the kernel says about the process.",
-				shape: &shape{object: []key{{name: "user", required: true, doc: "The user that it runs as, by name or number, who must exist on the gate's host. One user is one service. " +
-					"It is the user who made the socket, as the kernel says.",
-					shape:   &shape{text: &text{what: "a user name", pattern: `^[a-zA-Z0-9_][a-zA-Z0-9_.\-]{0,31}$`, number: true}},
-					example: inService("workload: {unix: {user: orders}}")}}},
-				example: inService("workload: {unix: {user: orders}}")}}},
+			shape:   &shape{object: workloadKeys()},
 			example: inService("workload: {unix: {user: orders}}")},
 		{name: "run", shape: &shape{object: runKeys()},
 			doc:     "How `merlon up` builds and starts the service on this machine.",
 			example: inService("run: {command: [./orders]}")},
+	}
+}
+
+func workloadKeys() []key {
+	return []key{
+		{name: "unix", doc: "By what the kernel says about the process.",
+			shape: &shape{object: []key{
+				{name: "user", required: true, doc: "The user that it runs as, by name or number, who must exist on the gate's host. " +
+					"It is the user who made the socket, as the kernel says.",
+					shape:   &shape{text: &text{what: "a user name", pattern: `^[a-zA-Z0-9_][a-zA-Z0-9_.\-]{0,31}$`, number: true}},
+					example: inService("workload: {unix: {user: orders}}")},
+				{name: "group", doc: "A group that it has, by name or number.",
+					shape:   &shape{text: &text{what: "a group name", pattern: `^[a-zA-Z0-9_][a-zA-Z0-9_.\-]{0,31}$`, number: true}},
+					example: inService("workload: {unix: {user: orders, group: shop}}")},
+				{name: "path", doc: "The file that it runs, by its absolute path on the gate's host. The file counts, not its name: a copy is another, and so is a file of that name in a container.",
+					shape:   &shape{text: &text{what: "an absolute path", check: absolutePath, pattern: `^/`}},
+					example: inService("workload: {unix: {user: orders, path: /usr/bin/orders}}")},
+				{name: "sha256", doc: "The SHA-256 of that file, in hexadecimal digits, as `sha256sum` prints it.",
+					shape:   &shape{text: &text{what: "64 hexadecimal digits in lower case", pattern: `^[0-9a-f]{64}$`, number: true}},
+					example: inService("workload: {unix: {user: orders, sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}}")},
+			}},
+			example: inService("workload: {unix: {user: orders}}")},
+		{name: "systemd", doc: "By the unit of the system's manager that it belongs to.",
+			shape: &shape{object: []key{{name: "unit", required: true, doc: "The unit's whole name.",
+				shape:   &shape{text: &text{what: "the name of a unit such as web.service", pattern: `^[a-zA-Z0-9:_.\\@\-]{1,240}\.(service|scope|socket)$`}},
+				example: inService("workload: {systemd: {unit: orders.service}}")}}},
+			example: inService("workload: {systemd: {unit: orders.service}}")},
+		{name: "docker", doc: "By the container that it is in, as the Docker Engine of the gate's host describes it.",
+			shape: &shape{object: []key{
+				{name: "image", doc: "The image's digest: that of its configuration (`docker images --no-trunc`), or the one under which it was pulled.",
+					shape:   &shape{text: &text{what: "a digest, sha256: and 64 hexadecimal digits", pattern: `^sha256:[0-9a-f]{64}$`}},
+					example: inService("workload: {docker: {image: \"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"}}")},
+				{name: "label", doc: "Labels of the container, all of which it must have.",
+					shape: &shape{dict: &shape{text: &text{what: "a value", number: true}},
+						names: &text{what: "label names", pattern: `^[a-zA-Z0-9][a-zA-Z0-9_./\-]{0,127}$`, code: codeName}},
+					example: inService("workload: {docker: {label: {app: orders}}}")},
+			}},
+			example: inService("workload: {docker: {label: {app: orders}}}")},
+		{name: "kubernetes", doc: "By the service account that its pod runs as, `NAMESPACE/NAME`. The token that is projected into the pod proves it, by the cluster's keys.",
+			shape: &shape{text: &text{what: "NAMESPACE/SERVICEACCOUNT",
+				pattern: `^[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9.\-]{0,251}[a-z0-9])?$`}},
+			example: inService("workload: {kubernetes: shop/orders}")},
 	}
 }
 
@@ -292,8 +340,8 @@ func callersShape(limit *shape) *shape {
 
 func externalKeys(operations, callers *shape) []key {
 	own := []key{
-		{name: "hosts", required: true, shape: hostShape("public host names", publicHost),
-			doc:     "The names under which it is called, and for which it has a public certificate.",
+		{name: "hosts", required: true, shape: &shape{list: &shape{text: &text{what: "public host names", check: externalHost, code: codeHost, pattern: `^(\[[0-9a-f:.]+\]|[a-z0-9\-.]+)(:[1-9][0-9]*)?$`}}},
+			doc:     "The names under which it is called, and for which it has a public certificate. With `protocol: tcp` one host with its port, which is 443 if left out.",
 			example: inExternal("")},
 	}
 	for _, k := range serviceKeys(operations, callers) {
@@ -305,7 +353,12 @@ func externalKeys(operations, callers *shape) []key {
 		case "operations":
 			k.doc = "What may be called there, as for a service. Left out together with `contract`, there are two operations: `any`, every method and path, and `root`, every method at `/`."
 			k.example = inExternal("operations: {charge: POST /v1/charges}")
-		case "contract", "callers", "zone", "mode", "timeout", "retries", "maxBody", "slashes":
+		case "protocol":
+			k.doc = "What it speaks. `tcp` is bytes, reached through `localPorts` of a caller or by CONNECT to exactly the host and the port: the gate adds no TLS."
+			k.def = "`http`"
+			k.shape = &shape{text: &text{what: "http or tcp", enum: []string{"http", "tcp"}}}
+			k.example = "trustDomain: shop.example\nservices:\n  payments:\n    localPorts: {archive: 15432}\nexternal:\n  archive:\n    hosts: [db.example.com:5432]\n    protocol: tcp\n    callers: {payments: all}\n"
+		case "contract", "webSockets", "callers", "zone", "mode", "timeout", "retries", "maxBody", "slashes":
 			k.see = "services.NAME." + k.name
 			k.example = ""
 		default:

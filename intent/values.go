@@ -291,6 +291,24 @@ func publicHost(s string) *problem {
 	return nil
 }
 
+// externalHost checks the name of an external service, which may have a port if
+// it speaks TCP, and be an address then.
+func externalHost(s string) *problem {
+	p := publicHost(s)
+	if i := strings.LastIndexByte(s, ':'); p != nil && i > 0 && address(s) == nil && !strings.HasPrefix(s, "dns:") && (s[0] == '[' || strings.Contains(s[:i], ".")) {
+		return nil
+	}
+	return p
+}
+
+// portNumber checks a port.
+func portNumber(s string) *problem {
+	if n, err := strconv.Atoi(s); err != nil || n < 1 || n > 65535 || s[0] == '0' || s[0] == '+' {
+		return &problem{codeValue, fmt.Sprintf("%q is not a port", clip(s)), "a port is a number from 1 to 65535"}
+	}
+	return nil
+}
+
 // address checks host:port, ip:port, [ip]:port or dns:host:port.
 func address(s string) *problem {
 	fail := func(hint string) *problem {
@@ -425,6 +443,18 @@ func algorithm(s string) *problem {
 		hint = fmt.Sprintf("did you mean %q?", near)
 	}
 	return &problem{codeAlgorithm, fmt.Sprintf("%q is not a signature algorithm", clip(s)), hint}
+}
+
+// absolutePath is a path that means one file: from the root, with nothing in it
+// that leads back.
+func absolutePath(s string) *problem {
+	if p := shortText(s); p != nil {
+		return p
+	}
+	if !path.IsAbs(s) || path.Clean(s) != s || s == "/" {
+		return &problem{codeValue, fmt.Sprintf("%q is not an absolute path", clip(s)), "write the file's path from the root, without . or .. or a double slash"}
+	}
+	return nil
 }
 
 // relative resolves a path that stands in file, and refuses one that leaves

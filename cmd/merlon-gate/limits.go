@@ -16,7 +16,7 @@ import (
 // What a gate needs at worst, in bytes.
 const (
 	memoryAlone         = 32 << 20  // without connections: the program, its orders, records to be written
-	memoryPerConnection = 256 << 10 // with TLS on both sides and bodies in progress both ways
+	memoryPerConnection = 320 << 10 // with TLS on both sides and bodies in progress both ways
 )
 
 // What a gate needs at worst, in descriptors.

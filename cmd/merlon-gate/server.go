@@ -76,6 +76,7 @@ func (s *server) begin(orders *merlon.Orders) (err error) {
 		Log:         s.log,
 		Bounds:      bounds,
 		Portable:    s.opt.portable,
+		Listen:      s.sockets.Listen,
 	})
 	if err == nil {
 		if err = s.own.swap(s.gate, orders); err != nil {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,11 +38,12 @@ const (
 	soakPooled  = 2 * (soakClients + soakStreams)
 )
 
-// soak is the edge and the gate of service b, with an app behind them, under
-// load from outside.
+// soak is the edge and the gates of service b, which speaks HTTP/1.1, and of c,
+// which speaks gRPC, with their apps, under load from outside.
 type soak struct {
 	t        *testing.T
-	edge, b  *stand
+	edge     *stand
+	b, c     *stand
 	pids     map[*stand]int // of those that serve now
 	gone     []int          // of those that served before
 	listen   string
@@ -52,6 +54,7 @@ type soak struct {
 	wg       sync.WaitGroup
 	calls    [3]atomic.Int64 // by version of HTTP
 	lines    atomic.Int64    // of streams
+	messages atomic.Int64    // of gRPC
 	failures chan error
 }
 
@@ -62,7 +65,10 @@ func TestSoak(t *testing.T) {
 	part := soakTime.Minutes() / 5
 	swaps, upgrades := min(max(int(500*part), 20), 500), min(max(int(10*part), 2), 10)
 	s := newSoak(t)
-	before := map[*stand]footprint{s.edge: s.footprint(s.edge), s.b: s.footprint(s.b)}
+	before, after := map[*stand]footprint{}, map[*stand]footprint{}
+	for _, g := range s.gates() {
+		before[g] = s.footprint(g)
+	}
 	s.load()
 	s.change(swaps, upgrades)
 	close(s.quit)
@@ -75,11 +81,10 @@ func TestSoak(t *testing.T) {
 		}
 		t.Errorf("%d calls failed or were cut off", n)
 	}
-	after := map[*stand]footprint{}
-	for _, g := range []*stand{s.edge, s.b} {
-		pooled := 0
-		if g == s.b {
-			pooled = soakPooled
+	for _, g := range s.gates() {
+		pooled := soakPooled
+		if g == s.edge {
+			pooled = 0
 		}
 		g.until("all connections of clients end", func() bool { return s.live(g).Connections <= pooled })
 		after[g] = s.footprint(g)
@@ -89,16 +94,25 @@ func TestSoak(t *testing.T) {
 		s.b.until(fmt.Sprintf("process %d ends, whose place another took", pid), func() bool { return !runs(pid) })
 	}
 	s.end()
-	t.Logf("soak %v: %d calls over HTTP/1.1, %d over HTTP/2, %d streams with %d lines; %d changes of orders, %d upgrades of each gate; edge %v, then %v; gate of b %v, then %v",
-		*soakTime, s.calls[1].Load(), s.calls[2].Load(), 2*soakStreams, s.lines.Load(), swaps, upgrades,
-		before[s.edge], after[s.edge], before[s.b], after[s.b])
+	t.Logf("soak %v: %d calls over HTTP/1.1, %d over HTTP/2, %d streams with %d lines, %d of gRPC with %d messages; %d changes of orders, %d upgrades of each gate; edge %v, then %v; gate of b %v, then %v; gate of c %v, then %v",
+		*soakTime, s.calls[1].Load(), s.calls[2].Load(), 2*soakStreams, s.lines.Load(), soakStreams, s.messages.Load(), swaps, upgrades,
+		before[s.edge], after[s.edge], before[s.b], after[s.b], before[s.c], after[s.c])
 }
+
+func (s *soak) gates() []*stand { return []*stand{s.edge, s.b, s.c} }
 
 func newSoak(t *testing.T) *soak {
 	s := &soak{t: t, quit: make(chan struct{}), finish: make(chan struct{}), failures: make(chan error, 1<<16)}
 	s.b = newStand(t, http.HandlerFunc(s.app))
 	s.edge = &stand{t: t, dir: t.TempDir(), auth: s.b.auth, ended: make(chan error, 1)}
 	s.edge.svid("gateway")
+	talk := httptest.NewUnstartedServer(http.HandlerFunc(talk))
+	talk.Config.Protocols = new(http.Protocols)
+	talk.Config.Protocols.SetUnencryptedHTTP2(true)
+	talk.Start()
+	t.Cleanup(talk.Close)
+	s.c = &stand{t: t, dir: t.TempDir(), auth: s.b.auth, app: talk.Listener.Addr().String(), ended: make(chan error, 1)}
+	s.c.svid("c")
 	cert, chain, err := s.b.auth.EdgeCertificate([]string{"shop.example"})
 	if err != nil {
 		t.Fatal(err)
@@ -123,8 +137,10 @@ func newSoak(t *testing.T) *soak {
 		t.Fatal(err)
 	}
 	defer socket.Close()
-	s.orders(0, s.b)
-	s.b.start("-admin", "127.0.0.1:0")
+	for _, g := range []*stand{s.b, s.c} {
+		s.orders(0, g)
+		g.start("-admin", "127.0.0.1:0")
+	}
 	s.orders(0, s.edge)
 	cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, build(t), "-orders", filepath.Join(s.edge.dir, "orders.json"),
 		"-svid", s.edge.dir, "-records", filepath.Join(s.edge.dir, "records"), "-admin", "127.0.0.1:0")
@@ -132,8 +148,30 @@ func newSoak(t *testing.T) *soak {
 	cmd.ExtraFiles = []*os.File{socket}
 	s.edge.run(cmd)
 	s.edge.address("edge")
-	s.pids = map[*stand]int{s.edge: s.edge.cmd.Process.Pid, s.b: s.b.cmd.Process.Pid}
+	s.pids = map[*stand]int{}
+	for _, g := range s.gates() {
+		s.pids[g] = g.cmd.Process.Pid
+	}
 	return s
+}
+
+// talk is an application of gRPC that says again what it is told.
+func talk(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/grpc")
+	w.Header().Set("Trailer", "Grpc-Status")
+	w.WriteHeader(200)
+	for buf := make([]byte, 4<<10); ; {
+		http.NewResponseController(w).Flush()
+		n, err := r.Body.Read(buf)
+		w.Write(buf[:n])
+		if err == io.EOF {
+			w.Header().Set("Grpc-Status", "0")
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
 }
 
 // app answers, echoes and streams.
@@ -173,17 +211,25 @@ services:
     address: %s
     operations: {hello: GET /hello, echo: POST /echo, stream: GET /stream, other: GET /other/%d}
     callers: {anyone: all}
-`, trustDomain, s.listen, filepath.Join(s.edge.dir, "edge.pem"), filepath.Join(s.edge.dir, "edge.key"), s.b.app, n)
-	l, ds := intent.Load(fstest.MapFS{"merlon.yaml": {Data: []byte(text)}})
+  c:
+    address: %s
+    contract: c.proto
+    callers: {anyone: all}
+`, trustDomain, s.listen, filepath.Join(s.edge.dir, "edge.pem"), filepath.Join(s.edge.dir, "edge.key"), s.b.app, n, s.c.app)
+	l, ds := intent.Load(fstest.MapFS{"merlon.yaml": {Data: []byte(text)}, "c.proto": {Data: []byte(soakContract)}})
 	if ds.Failed() {
 		s.t.Fatal(ds)
 	}
-	place, endpoint := merlon.Place{Service: "b"}, merlon.Endpoint{Address: s.b.app}
-	if g == s.edge {
-		place, endpoint = merlon.Edge, merlon.Endpoint{Address: strings.TrimPrefix(s.b.url, "https://"), ID: l.Intent.SPIFFEID("b")}
+	place, endpoints := merlon.Edge, map[string][]merlon.Endpoint{}
+	for name, inner := range map[string]*stand{"b": s.b, "c": s.c} {
+		switch g {
+		case inner:
+			place, endpoints[name] = merlon.Place{Service: name}, []merlon.Endpoint{{Address: inner.app}}
+		case s.edge:
+			endpoints[name] = []merlon.Endpoint{{Address: strings.TrimPrefix(inner.url, "https://"), ID: l.Intent.SPIFFEID(name)}}
+		}
 	}
-	o := merlon.Orders{Version: merlon.OrdersVersion, Place: place, Of: l.Hash, Intent: policy.Scope(l.Intent, place),
-		Endpoints: map[string][]merlon.Endpoint{"b": {endpoint}}}
+	o := merlon.Orders{Version: merlon.OrdersVersion, Place: place, Of: l.Hash, Intent: policy.Scope(l.Intent, place), Endpoints: endpoints}
 	data, err := o.Encode()
 	if err != nil {
 		s.t.Fatal(err)
@@ -199,9 +245,11 @@ func (s *soak) change(swaps, upgrades int) {
 	hashes := map[*stand]string{}
 	for i := 1; i <= swaps; i++ {
 		<-tick.C
-		hashes[s.edge], hashes[s.b] = s.orders(i, s.edge), s.orders(i, s.b)
+		for _, g := range s.gates() {
+			hashes[g] = s.orders(i, g)
+		}
 		every := swaps / upgrades
-		for g, at := range map[*stand]int{s.b: every / 4, s.edge: 3 * every / 4} {
+		for g, at := range map[*stand]int{s.b: every / 4, s.c: every / 2, s.edge: 3 * every / 4} {
 			if i%every == at {
 				s.gone = append(s.gone, s.pids[g])
 				s.pids[g] = g.upgrade(s.pids[g])
@@ -237,6 +285,8 @@ func (s *soak) load() {
 			begun.Add(1)
 			s.wg.Go(func() { s.fail("stream", s.stream(c, begun)) })
 		}
+		begun.Add(1)
+		s.wg.Go(func() { s.fail("gRPC", s.converse(two, begun)) })
 	}
 	begun.Wait()
 	for range soakClients {
@@ -364,6 +414,55 @@ func (s *soak) stream(c *http.Client, begun *sync.WaitGroup) error {
 	return fmt.Errorf("cut off: %v", lines.Err())
 }
 
+const soakContract = `syntax = "proto3";
+package talk;
+message M {}
+service Talk {
+  rpc Again(stream M) returns (stream M);
+}
+`
+
+// converse has one stream of gRPC, with messages both ways, in step.
+func (s *soak) converse(c *http.Client, begun *sync.WaitGroup) error {
+	var once sync.Once
+	defer once.Do(begun.Done)
+	say, body := net.Pipe()
+	defer say.Close()
+	req, err := http.NewRequest(http.MethodPost, "https://shop.example/talk.Talk/Again", body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/grpc")
+	req.Header.Set("Te", "trailers")
+	res, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	answers := bufio.NewReader(res.Body)
+	for n := 0; ; n++ {
+		select {
+		case <-s.finish:
+			say.Close()
+			if _, err := io.Copy(io.Discard, answers); err != nil || res.Trailer.Get("Grpc-Status") != "0" {
+				return fmt.Errorf("message %d: the end is %q, %v", n, res.Trailer.Get("Grpc-Status"), err)
+			}
+			return nil
+		case <-time.After(50 * time.Millisecond):
+		}
+		text := fmt.Sprintf("\x00\x00\x00\x00\x08%08d", n)
+		if _, err := io.WriteString(say, text); err != nil {
+			return fmt.Errorf("message %d: %w", n, err)
+		}
+		got := make([]byte, len(text))
+		if _, err := io.ReadFull(answers, got); err != nil || string(got) != text {
+			return fmt.Errorf("message %d: %q, %w", n, got, err)
+		}
+		s.messages.Add(1)
+		once.Do(begun.Done)
+	}
+}
+
 // footprint is what a process holds.
 type footprint struct {
 	files, others, goroutines int // descriptors, those that are no sockets, goroutines
@@ -434,10 +533,12 @@ func (s *soak) end() {
 		g.until("the gate ends", func() bool { return !runs(pid) })
 	}
 	want := int(s.calls[1].Load() + s.calls[2].Load())
-	for g, name := range map[*stand]string{s.edge: "edge", s.b: "gate of b"} {
+	for g, name := range map[*stand]string{s.edge: "edge", s.b: "gate of b", s.c: "gate of c"} {
 		got := g.evidence()
-		if n := got["/hello"] + got["/echo"]; n != want || got["/stream"] != 2*soakStreams {
-			s.t.Errorf("%s: %d calls and %d streams in the records, %d and %d were answered", name, n, got["/stream"], want, 2*soakStreams)
+		calls, streams, talks := got["/hello"]+got["/echo"], got["/stream"], got["/talk.Talk/Again"]
+		if g != s.c && (calls != want || streams != 2*soakStreams) || g != s.b && talks != soakStreams {
+			s.t.Errorf("%s: %d calls, %d streams and %d of gRPC in the records; %d, %d and %d were answered",
+				name, calls, streams, talks, want, 2*soakStreams, soakStreams)
 		}
 	}
 }

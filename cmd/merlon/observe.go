@@ -311,16 +311,25 @@ func (u *ui) printRecord(r *record.Record) {
 		}
 		return
 	}
-	mark, reason, paint := "✗", string(r.Verdict.Reason), u.red
+	line := fmt.Sprintf("%s  %s  %s  %-19s  %s  %s", u.dim(time.Unix(0, r.Time).Format("15:04:05.000")), u.dim(printable(r.ID)),
+		u.decided(r), where(r), u.callText(r), u.dim(r.Verdict.Pos.String()))
+	u.printf("%s\n", strings.TrimRight(line, " "))
+}
+
+// decided is what became of a call, in a column.
+func (u *ui) decided(r *record.Record) string {
+	mark, paint := "✗", u.red
 	if r.Verdict.Effect == merlon.Allow {
 		mark, paint = "✓", u.green
 		if r.Verdict.Shadow {
 			mark, paint = "~", u.yellow
 		}
 	}
-	line := fmt.Sprintf("%s  %s  %s  %-19s  %s  %s", u.dim(time.Unix(0, r.Time).Format("15:04:05.000")), u.dim(printable(r.ID)),
-		paint(fmt.Sprintf("%s %3s %-13s", mark, statusText(r.Status), reason)), where(r), u.callText(r), u.dim(r.Verdict.Pos.String()))
-	u.printf("%s\n", strings.TrimRight(line, " "))
+	reason := string(r.Verdict.Reason)
+	if r.Verdict.Reason == merlon.ReasonAllowed && r.GRPC != "" {
+		reason = r.GRPC // what the service said: the status of HTTP is 200 whatever that is
+	}
+	return paint(fmt.Sprintf("%s %3s %-13s", mark, statusText(r.Status), printable(reason)))
 }
 
 // statusText is the status of an answer; a call whose caller went away has none.

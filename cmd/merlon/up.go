@@ -41,6 +41,11 @@ does: one that widens access needs --widen.`,
 	}
 	c.Flags().StringVar(&o.log, "log", "", "`file` for the log of gates and services; default is merlon.log in the state directory, - is standard error")
 	c.Flags().BoolVar(&o.widen, "widen", false, "accept that a changed intent allows more calls than the one before")
+	c.Flags().StringVar(&o.workloads.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket in the state directory")
+	c.Flags().StringVar(&o.workloads.docker, "docker", "/var/run/docker.sock", "`socket` of the Docker Engine, for services known by their container")
+	c.Flags().StringVar(&o.workloads.keyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
+	c.Flags().StringVar(&o.workloads.issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
+	c.Flags().StringVar(&o.workloads.audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")
 	c.Flags().BoolVar(&o.committed, "committed", false, "run the intent that was last in force, whatever the files in DIR say now")
 	return c
 }
@@ -48,6 +53,7 @@ does: one that widens access needs --widen.`,
 type upOptions struct {
 	log              string
 	widen, committed bool
+	workloads        workloadOptions
 }
 
 func up(ctx context.Context, u *ui, dir string, o upOptions) error {
@@ -77,7 +83,11 @@ func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 		return err
 	}
 	defer logTo.Close()
-	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, log)
+	who, err := o.workloads.attestOptions()
+	if err != nil {
+		return err
+	}
+	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, who, log)
 	if err != nil {
 		return err
 	}
@@ -117,6 +127,9 @@ func (u *ui) offerCommitted(ctx context.Context, dir, state string, err error) e
 // one that was last in force.
 func (s *system) start(ctx context.Context, loaded *intent.Loaded, o upOptions) (r *control.Result, err error) {
 	if s.api, err = s.control.Serve(); err != nil {
+		return nil, err
+	}
+	if err := s.serveWorkloads(o.workloads.address); err != nil {
 		return nil, err
 	}
 	opt := control.ApplyOptions{Who: currentUser(), Message: "merlon up", Widen: o.widen}
@@ -182,6 +195,9 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 		rows = append(rows, []string{u.bold(svc.Name), first(svc.Addresses), g.in, "HTTP_PROXY=http://" + g.out, u.local(g.local.String())})
 	}
 	u.table("  ", rows)
+	if s.endpoint != "" {
+		u.printf("\n%s\n", u.dim("Workload API: SPIFFE_ENDPOINT_SOCKET="+s.endpoint))
+	}
 	u.printf("\n%s\n", u.dim("What the intent allows, and what it does not (what to expect is behind the #):"))
 	for _, t := range tries(in, s.dir, s.state, outbound(gates)) {
 		u.printf("\n  %s\n  %s\n", u.dim("# "+t.About), t.Command)
@@ -212,7 +228,7 @@ func (s *system) whatRuns(in *merlon.Intent, r *control.Result) any {
 		}
 		all = append(all, row)
 	}
-	return map[string]any{"ok": true, "intent": r.Commit.Hash, "places": all, "state": s.state,
+	return map[string]any{"ok": true, "intent": r.Commit.Hash, "places": all, "state": s.state, "workloadAPI": s.endpoint,
 		"tries": tries(in, s.dir, s.state, outbound(gates))}
 }
 

@@ -46,6 +46,7 @@ const (
 	authorization    = httpfield.Authorization
 	contentType      = httpfield.ContentType
 	protected        = httpfield.Protected
+	traceParent      = httpfield.TraceParent
 )
 
 const (

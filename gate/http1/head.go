@@ -242,7 +242,7 @@ func (h *head) known(k kind, value string) error {
 		}
 		h.connection = value
 		return nil
-	case protected:
+	case protected, traceParent:
 		return nil
 	case contentType:
 		// Two readers of a body may each believe another one.

@@ -97,11 +97,10 @@ func (r *Response) framing(h *head, method string) error {
 	switch {
 	case err != nil:
 		return err
-	case method == "CONNECT":
-		return refuse(502, "connect_not_spoken")
-	case r.Status < 200 || r.Status == 204:
+	case r.Status < 200 || r.Status == 204 || method == "CONNECT" && r.Status < 300:
 		if chunked || r.Length > 0 {
-			// Some would wait for that body, some take it for the next response.
+			// Some would wait for that body, some take it for the next response, or
+			// for the first bytes of a tunnel (RFC 9110 9.3.6).
 			return refuse(502, "body_forbidden")
 		}
 		if r.Status == 101 {

@@ -33,6 +33,7 @@ type Conn struct {
 	mux    *shared // whose stream it is, if it is one
 	trial  trial   // what this loan means to its endpoint
 	told   bool    // the outcome of this loan has been counted
+	alone  bool    // it has left the count of its endpoint's connections; guarded by ep.mu
 }
 
 // Failure is what went wrong with an endpoint.
@@ -81,6 +82,19 @@ func (c *Conn) Release(keep bool) {
 		c.ep.hangUp(c)
 	} else {
 		c.ep.put(c, keep)
+	}
+}
+
+// Detach takes the connection out of those that its endpoint may have at once:
+// it will be in use for a long time, as a tunnel, and calls need the room. Its
+// user bounds how many there are. It is not used again after Release.
+func (c *Conn) Detach() {
+	ep := c.ep
+	ep.mu.Lock()
+	defer ep.mu.Unlock()
+	if c.lent && !c.alone {
+		c.alone = true
+		ep.vacate()
 	}
 }
 

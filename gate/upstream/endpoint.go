@@ -170,7 +170,7 @@ func (ep *endpoint) put(conn *Conn, keep bool) {
 	}
 	t := conn.trial
 	conn.lent, conn.trial = false, none
-	keep = keep && !ep.retired && ep.until.Load() == 0 && now-conn.born < int64(ep.c.cfg.MaxAge)
+	keep = keep && !conn.alone && !ep.retired && ep.until.Load() == 0 && now-conn.born < int64(ep.c.cfg.MaxAge)
 	switch {
 	case keep && len(ep.waiting) > 0 && !ep.waiting[0].fresh:
 		conn.lent, conn.Reused, conn.since = true, true, now
@@ -179,8 +179,9 @@ func (ep *endpoint) put(conn *Conn, keep bool) {
 		conn.since = now
 		ep.idle = append(ep.idle, conn)
 	default:
-		keep = false
-		ep.vacate()
+		if keep = false; !conn.alone {
+			ep.vacate()
+		}
 	}
 	ep.mu.Unlock()
 	ep.active.Add(-1)

@@ -40,6 +40,7 @@ const (
 	Expect
 	Upgrade
 	TE
+	TraceParent
 	Authorization
 	ContentType
 	Protected // end-to-end, and Connection must not remove it
@@ -74,7 +75,7 @@ var exact = []entry{
 	{"cookie", 0, Protected},
 	{"origin", 0, Protected},
 
-	{"traceparent", Tracing, Other},
+	{"traceparent", Tracing, TraceParent},
 	{"tracestate", Tracing, Other},
 
 	{"via", Forwarding, Other},

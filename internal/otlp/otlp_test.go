@@ -20,7 +20,7 @@ import (
 var example = Span{
 	Trace: [16]byte{1, 2, 15: 16}, ID: [8]byte{7: 1}, Parent: [8]byte{7: 2}, Flags: 1, Kind: Client,
 	Name: "orders.list", Start: 1_700_000_000_000_000_001, End: 1_700_000_000_500_000_000, Failed: true,
-	Attributes: [16]Attribute{
+	Attributes: [20]Attribute{
 		{Key: "http.request.method", Text: "GET"},
 		{Key: "http.response.status_code", Number: 502},
 		{Key: "absent"},
@@ -198,10 +198,12 @@ func TestCollectorFails(t *testing.T) {
 		calls  int
 		want   Stats
 	}{
-		"busy":      {failing(503), attempts, Stats{Lost: 3, Failures: attempts}},
-		"too many":  {failing(429), attempts, Stats{Lost: 3, Failures: attempts}},
-		"refusing":  {failing(400), 1, Stats{Lost: 3, Failures: 1}},
-		"elsewhere": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/other", 307) }, 1, Stats{Lost: 3, Failures: 1}},
+		"busy":     {failing(503), attempts, Stats{Lost: 3, Failures: attempts}},
+		"too many": {failing(429), attempts, Stats{Lost: 3, Failures: attempts}},
+		"refusing": {failing(400), 1, Stats{Lost: 3, Failures: 1}},
+		"elsewhere": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/other", http.StatusTemporaryRedirect)
+		}, 1, Stats{Lost: 3, Failures: 1}},
 		"partly": {func(w http.ResponseWriter, _ *http.Request) {
 			partial := protowire.AppendVarint(protowire.AppendTag(nil, partialRejected, protowire.VarintType), 2)
 			w.Write(protowire.AppendBytes(protowire.AppendTag(nil, responsePartial, protowire.BytesType), partial))
