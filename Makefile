@@ -2,7 +2,7 @@
 export CGO_ENABLED = 0
 FUZZTIME ?= 10s
 
-.PHONY: help build test race fuzz lint bench shop try golden
+.PHONY: help build test race fuzz lint bench soak shop try golden
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 10
 
@@ -28,8 +28,11 @@ lint: ## gofmt, vet, staticcheck
 	go vet ./...
 	go run honnef.co/go/tools/cmd/staticcheck@v0.8.1 ./...
 
-bench: ## measure beside nginx, and write docs/benchmarks.md
+bench: ## measure beside other proxies, and write docs/benchmarks.md
 	go run ./bench -write
+
+soak: ## upgrade gates and change their orders under load, for five minutes
+	go test -count=1 -timeout 15m -v -run TestSoak ./cmd/merlon-gate -soak 5m
 
 shop: ## run the example
 	go run ./cmd/merlon up examples/shop

@@ -16,6 +16,7 @@ type Intent struct {
 	Gateway     *Gateway    `json:"gateway,omitzero"` // nil: nothing is reachable from outside
 	Services    []Service   `json:"services"`         // in the order of Name
 	Guardrails  []Guardrail `json:"guardrails,omitzero"`
+	Telemetry   *Telemetry  `json:"telemetry,omitzero"` // nil: gates tell nobody unasked
 	Tests       []Test      `json:"tests,omitzero"`
 }
 
@@ -317,6 +318,19 @@ type Edges struct {
 	Caller    string `json:"caller"`
 	Callee    string `json:"callee"`
 	Operation string `json:"operation,omitzero"`
+}
+
+// Telemetry is what gates tell unasked about the calls that pass them.
+type Telemetry struct {
+	Traces *Traces `json:"traces,omitzero"` // nil: no spans
+}
+
+// Traces says where gates send spans of calls (OpenTelemetry), and of which.
+type Traces struct {
+	Pos       Pos    `json:"pos"`
+	Collector string `json:"collector"`      // base URL of OTLP over HTTP, without the slash at its end
+	Sample    int    `json:"sample"`         // calls of a million whose trace is sampled where it begins
+	Trust     bool   `json:"trust,omitzero"` // the gateway continues traces of clients
 }
 
 // Test is an expectation that check, plan and apply must find true.

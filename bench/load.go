@@ -2,17 +2,15 @@ package main
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"slices"
 	"strconv"
 	"sync"
 	"time"
 )
-
-const request = "GET /api/items HTTP/1.1\r\nHost: api.example.com\r\nUser-Agent: bench/1\r\nAccept: */*\r\n\r\n"
 
 // result is what the clients saw.
 type result struct {
@@ -21,10 +19,54 @@ type result struct {
 	p50, p99 time.Duration
 }
 
+// summary makes a result of the times that requests took.
+func summary(lats []time.Duration, elapsed time.Duration) result {
+	slices.Sort(lats)
+	r := result{requests: len(lats), elapsed: elapsed}
+	if len(lats) > 0 {
+		r.p50, r.p99 = lats[len(lats)/2], lats[len(lats)*99/100]
+	}
+	return r
+}
+
+// first is the first error that there is: the others say the same.
+func first(errs []error) error {
+	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 {
+		return errs[i]
+	}
+	return nil
+}
+
+// target is where requests go and how.
+type target struct {
+	addr    string
+	request []byte
+	tls     *tls.Config // nil for none
+}
+
+// dial connects; from is the client's own address, so that many clients do not
+// look like one, or "".
+func (t *target) dial(from string) (net.Conn, error) {
+	var d net.Dialer
+	if from != "" {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
+	}
+	c, err := d.Dial("tcp", t.addr)
+	if err != nil || t.tls == nil {
+		return c, err
+	}
+	tc := tls.Client(c, t.tls)
+	if err := tc.Handshake(); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return tc, nil
+}
+
 // load sends requests over conns keep-alive connections for a duration: as
 // many as go through, or at a fixed rate, when latency counts from the instant
 // at which a request was due, not from when it could be sent.
-func load(addr string, conns, rate int, d time.Duration) (result, error) {
+func load(t *target, conns, rate int, d time.Duration) (result, error) {
 	begin := time.Now()
 	var wg sync.WaitGroup
 	lats := make([][]time.Duration, conns)
@@ -32,21 +74,11 @@ func load(addr string, conns, rate int, d time.Duration) (result, error) {
 	for i := range conns {
 		wg.Go(func() {
 			c := client{rate: rate, conns: conns, index: i, begin: begin, deadline: begin.Add(d)}
-			lats[i], errs[i] = c.run(addr)
+			lats[i], errs[i] = c.run(t)
 		})
 	}
 	wg.Wait()
-	r := result{elapsed: time.Since(begin)}
-	var all []time.Duration
-	for _, l := range lats {
-		all = append(all, l...)
-	}
-	slices.Sort(all)
-	r.requests = len(all)
-	if len(all) > 0 {
-		r.p50, r.p99 = all[len(all)/2], all[len(all)*99/100]
-	}
-	return r, errors.Join(errs...)
+	return summary(slices.Concat(lats...), time.Since(begin)), first(errs)
 }
 
 // client is one connection.
@@ -56,41 +88,47 @@ type client struct {
 	buf                [8 << 10]byte
 }
 
-func (c *client) run(addr string) ([]time.Duration, error) {
-	nc, err := net.Dial("tcp", addr)
+func (c *client) run(t *target) ([]time.Duration, error) {
+	nc, err := t.dial("")
 	if err != nil {
 		return nil, err
 	}
 	defer nc.Close()
 	nc.SetDeadline(c.deadline.Add(5 * time.Second))
-	out := []byte(request)
 	lats := make([]time.Duration, 0, 1<<14)
 	for n := 0; ; n++ {
 		due := time.Now()
-		if c.rate > 0 {
-			due = c.begin.Add(time.Duration(c.index+n*c.conns) * time.Second / time.Duration(c.rate))
-			time.Sleep(time.Until(due))
-		}
-		if !due.Before(c.deadline) {
+		if due.After(c.deadline) {
 			return lats, nil
 		}
-		if _, err := nc.Write(out); err != nil {
-			return lats, err
+		if c.rate > 0 {
+			due = c.begin.Add(time.Duration(c.index+n*c.conns) * time.Second / time.Duration(c.rate))
+			if due.After(c.deadline) {
+				return lats, nil
+			}
+			time.Sleep(time.Until(due))
 		}
-		if err := c.read(nc); err != nil {
+		if err := c.ask(nc, t.request); err != nil {
 			return lats, err
 		}
 		lats = append(lats, time.Since(due))
 	}
 }
 
+func (c *client) ask(nc net.Conn, request []byte) error {
+	if _, err := nc.Write(request); err != nil {
+		return err
+	}
+	return c.read(nc)
+}
+
 var (
 	headEnd = []byte("\r\n\r\n")
-	length  = []byte("Content-Length: ")
+	length  = []byte("content-length: ")
 	okLine  = []byte("HTTP/1.1 200 ")
 )
 
-// read reads one answer, which must be a success.
+// read reads one answer, which must be a success of known length.
 func (c *client) read(nc net.Conn) error {
 	have := 0
 	for {
@@ -106,12 +144,7 @@ func (c *client) read(nc net.Conn) error {
 		if !bytes.HasPrefix(c.buf[:have], okLine) {
 			return fmt.Errorf("answered %q", c.buf[:min(have, 60)])
 		}
-		i := bytes.Index(c.buf[:end], length)
-		if i < 0 {
-			return errors.New("the answer has no length")
-		}
-		digits := c.buf[i+len(length) : end+2]
-		size, err := strconv.Atoi(string(digits[:bytes.IndexByte(digits, '\r')]))
+		size, err := contentLength(c.buf[:end+2])
 		if err != nil {
 			return err
 		}
@@ -119,7 +152,92 @@ func (c *client) read(nc net.Conn) error {
 		if rest < 0 {
 			return errors.New("the answer is longer than its length")
 		}
-		_, err = io.CopyN(io.Discard, nc, int64(rest))
-		return err
+		for rest > 0 {
+			n, err := nc.Read(c.buf[:min(rest, len(c.buf))])
+			if err != nil {
+				return err
+			}
+			rest -= n
+		}
+		return nil
 	}
+}
+
+func contentLength(head []byte) (int, error) {
+	for line := range bytes.Lines(head) {
+		if len(line) > len(length) && bytes.EqualFold(line[:len(length)], length) {
+			return strconv.Atoi(string(bytes.TrimSpace(line[len(length):])))
+		}
+	}
+	return 0, errors.New("the answer has no length")
+}
+
+// shake makes full handshakes for a duration, each with one request that shows
+// that the server accepted it.
+func shake(t *target, workers int, d time.Duration) (result, error) {
+	begin := time.Now()
+	var wg sync.WaitGroup
+	lats := make([][]time.Duration, workers)
+	errs := make([]error, workers)
+	for i := range workers {
+		wg.Go(func() {
+			var c client
+			for {
+				began := time.Now()
+				if began.Sub(begin) > d {
+					return
+				}
+				nc, err := t.dial("")
+				if err != nil {
+					errs[i] = err
+					return
+				}
+				nc.SetDeadline(began.Add(10 * time.Second))
+				if err := c.ask(nc, t.request); err != nil {
+					errs[i] = err
+				}
+				nc.Close()
+				if errs[i] != nil {
+					return
+				}
+				lats[i] = append(lats[i], time.Since(began))
+			}
+		})
+	}
+	wg.Wait()
+	return summary(slices.Concat(lats...), time.Since(begin)), first(errs)
+}
+
+// crowd is connections that were used once and are idle.
+type crowd struct{ conns []net.Conn }
+
+func (c *crowd) close() {
+	for _, nc := range c.conns {
+		nc.Close()
+	}
+}
+
+// grow makes it n connections, from one address for each 500.
+func (c *crowd) grow(t *target, n int) error {
+	const workers = 16
+	have := len(c.conns)
+	c.conns = append(c.conns, make([]net.Conn, n-have)...)
+	errs := make([]error, workers)
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			var asker client
+			for i := have + w; i < n && errs[w] == nil; i += workers {
+				nc, err := t.dial(fmt.Sprintf("127.0.1.%d", 1+i/500))
+				if err == nil {
+					c.conns[i] = nc
+					err = asker.ask(nc, t.request)
+				}
+				errs[w] = err
+			}
+		})
+	}
+	wg.Wait()
+	c.conns = slices.DeleteFunc(c.conns, func(nc net.Conn) bool { return nc == nil })
+	return first(errs)
 }

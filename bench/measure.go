@@ -1,10 +1,8 @@
 package main
 
 import (
+	"crypto/tls"
 	"fmt"
-	"os"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -12,141 +10,128 @@ import (
 // measurement is one run of one proxy.
 type measurement struct {
 	result
-	cpu  time.Duration // of the proxy
-	user time.Duration // of that, outside the kernel
-	rss  int64         // bytes
+	cpu    time.Duration // of the proxy
+	memory []int64       // bytes: at the end of the run; or idle and then with each of steps
 }
 
-func (m *measurement) perRequest() float64 {
-	return float64(m.cpu.Microseconds()) / float64(m.requests)
+// each is what one request or handshake costs, in microseconds.
+func (m *measurement) each() float64 {
+	return float64(m.cpu.Nanoseconds()) / 1000 / float64(m.requests)
 }
 
 func (m *measurement) String() string {
-	return fmt.Sprintf("%5.1f us/request (%.1f user)  %6.0f req/s  p50 %v  p99 %v", m.perRequest(),
-		float64(m.user.Microseconds())/float64(m.requests),
-		float64(m.requests)/m.elapsed.Seconds(), m.p50.Round(10*time.Microsecond), m.p99.Round(10*time.Microsecond))
-}
-
-// measure starts a proxy afresh, warms it up and loads it.
-func (l *lab) measure(p peer, s scenario, o options) (*measurement, error) {
-	addr, err := freeAddr()
-	if err != nil {
-		return nil, err
-	}
-	proxy, err := p.start(l, addr, l.backendAddr)
-	if proxy == nil || err != nil {
-		return nil, err
-	}
-	defer proxy.stop()
-	if _, err := load(addr, o.conns, s.rate, time.Second); err != nil {
-		return nil, err
-	}
-	user, cpu := proxy.cpu()
-	r, err := load(addr, o.conns, s.rate, o.duration)
-	if err != nil {
-		return nil, err
-	}
-	userAfter, cpuAfter := proxy.cpu()
-	return &measurement{result: r, cpu: cpuAfter - cpu, user: userAfter - user, rss: proxy.rss()}, nil
-}
-
-// tick is the unit of processor time in /proc (USER_HZ, always 100 on Linux).
-const tick = 10 * time.Millisecond
-
-// cpu is the processor time the proxy has used so far, and which part of it was
-// not the kernel's.
-func (p *process) cpu() (user, total time.Duration) {
-	for _, pid := range p.pids() {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			continue
-		}
-		// After the name, which may hold anything, in parentheses (proc(5)).
-		fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+2:]))
-		utime, _ := strconv.ParseInt(fields[11], 10, 64)
-		stime, _ := strconv.ParseInt(fields[12], 10, 64)
-		user += time.Duration(utime) * tick
-		total += time.Duration(utime+stime) * tick
-	}
-	return user, total
-}
-
-// rss is the resident memory of the proxy in bytes.
-func (p *process) rss() (total int64) {
-	for _, pid := range p.pids() {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
-		if err != nil {
-			continue
-		}
-		if fields := strings.Fields(string(data)); len(fields) > 1 {
-			n, _ := strconv.ParseInt(fields[1], 10, 64)
-			total += n * int64(os.Getpagesize())
-		}
-	}
-	return total
-}
-
-// tables gathers measurements by scenario and proxy.
-type tables struct {
-	scenarios []string
-	proxies   []string
-	all       map[[2]string][]measurement
-}
-
-func (t *tables) add(scenario, proxy string, m measurement) {
-	if t.all == nil {
-		t.all = map[[2]string][]measurement{}
-	}
-	if !slices.Contains(t.scenarios, scenario) {
-		t.scenarios = append(t.scenarios, scenario)
-	}
-	if !slices.Contains(t.proxies, proxy) {
-		t.proxies = append(t.proxies, proxy)
-	}
-	k := [2]string{scenario, proxy}
-	t.all[k] = append(t.all[k], m)
-}
-
-const base = "nginx"
-
-// markdown prints a table for each scenario.
-func (t *tables) markdown() string {
 	var b strings.Builder
-	for _, s := range t.scenarios {
-		fmt.Fprintf(&b, "## HTTP/1.1, %s\n\n| proxy | us/request [min-max] | x nginx | requests/s | p50 ms | p99 ms | resident MiB |\n|---|---|---|---|---|---|---|\n", s)
-		for _, p := range t.proxies {
-			ms := t.all[[2]string{s, p}]
-			if len(ms) == 0 {
-				continue
-			}
-			var us, ratio, rps, p50, p99, rss []float64
-			for i, m := range ms {
-				us = append(us, m.perRequest())
-				rps = append(rps, float64(m.requests)/m.elapsed.Seconds())
-				p50 = append(p50, m.p50.Seconds()*1000)
-				p99 = append(p99, m.p99.Seconds()*1000)
-				rss = append(rss, float64(m.rss)/(1<<20))
-				if n := t.all[[2]string{s, base}]; i < len(n) {
-					ratio = append(ratio, m.perRequest()/n[i].perRequest())
-				}
-			}
-			x := "-"
-			if len(ratio) > 0 {
-				x = fmt.Sprintf("%.2f", median(ratio))
-			}
-			fmt.Fprintf(&b, "| %s | %.1f [%.1f-%.1f] | %s | %.0f | %.2f | %.2f | %.0f |\n", p, median(us), slices.Min(us), slices.Max(us),
-				x, median(rps), median(p50), median(p99), median(rss))
-		}
-		b.WriteByte('\n')
+	if m.requests > 0 {
+		fmt.Fprintf(&b, "%6.1f us  %6.0f/s  p50 %.2f ms  p99 %.2f ms ", m.each(), m.perSecond(), ms(m.p50), ms(m.p99))
+	}
+	for _, n := range m.memory {
+		fmt.Fprintf(&b, " %.1f MiB", mib(n))
 	}
 	return b.String()
 }
 
-func median(v []float64) float64 {
-	v = slices.Clone(v)
-	slices.Sort(v)
-	if n := len(v); n%2 == 0 {
-		return (v[n/2-1] + v[n/2]) / 2
+func (m *measurement) perSecond() float64 { return float64(m.requests) / m.elapsed.Seconds() }
+
+func mib(bytes int64) float64    { return float64(bytes) / (1 << 20) }
+func ms(d time.Duration) float64 { return d.Seconds() * 1000 }
+
+// conns is how many client connections a load of HTTP/1.1 has.
+const conns = 64
+
+// measure starts a proxy afresh, warms it up and loads it.
+func (l *lab) measure(p *peer, s *scenario, d time.Duration) (m *measurement, err error) {
+	addr, proxy, err := l.start(p, s)
+	if err != nil {
+		return nil, err
 	}
-	return v[len(v)/2]
+	defer proxy.stop()
+	t, err := l.target(addr, p, s)
+	if err != nil {
+		return nil, err
+	}
+	if s.kind == idle {
+		return crowded(t, proxy)
+	}
+	once := func(d time.Duration) (result, error) {
+		switch {
+		case s.kind == handshakes:
+			return shake(t, 16, d)
+		case s.front().HTTP2:
+			return l.load2(addr, s, d)
+		}
+		return load(t, conns, s.rate, d)
+	}
+	if _, err := once(d / 3); err != nil {
+		return nil, err
+	}
+	before, err := proxy.cpu()
+	if err != nil {
+		return nil, err
+	}
+	m = new(measurement)
+	if m.result, err = once(d); err != nil {
+		return nil, err
+	}
+	after, err := proxy.cpu()
+	if err != nil {
+		return nil, err
+	}
+	m.cpu = after - before
+	used, err := proxy.memory()
+	m.memory = []int64{used}
+	return m, err
+}
+
+// target is how the clients of a scenario ask a proxy.
+func (l *lab) target(addr string, p *peer, s *scenario) (*target, error) {
+	path, name := smallPath, host
+	if s.size == large {
+		path = largePath
+	}
+	if len(s.links) > 1 || s.front().Mutual { // called from beside, not from outside
+		name = service
+	}
+	t := &target{addr: addr, request: []byte("GET " + path + " HTTP/1.1\r\nHost: " + name + "\r\nUser-Agent: bench/1\r\nAccept: */*\r\n\r\n")}
+	if !s.front().TLS {
+		return t, nil
+	}
+	// Who it is that answers needs no proof here: it was just started. Never a
+	// session again, and one key exchange for all.
+	t.tls = &tls.Config{InsecureSkipVerify: true, ServerName: host, MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"},
+		CurvePreferences: []tls.CurveID{tls.X25519}}
+	if s.pq {
+		t.tls.CurvePreferences = nil
+	}
+	if s.front().Mutual {
+		svid, err := l.svid("web", l.program("web"))
+		if err != nil {
+			return nil, err
+		}
+		t.tls.Certificates = []tls.Certificate{l.peerTLS.pair}
+		if p.svid {
+			t.tls.Certificates[0] = svid
+		}
+	}
+	return t, nil
+}
+
+// settle is how long a proxy may tidy up before its memory is read.
+const settle = 2 * time.Second
+
+func crowded(t *target, proxy group) (*measurement, error) {
+	m := new(measurement)
+	var c crowd
+	defer c.close()
+	for _, n := range append([]int{0}, steps...) {
+		if err := c.grow(t, n); err != nil {
+			return nil, fmt.Errorf("%d connections: %w", n, err)
+		}
+		time.Sleep(settle)
+		used, err := proxy.memory()
+		if err != nil {
+			return nil, err
+		}
+		m.memory = append(m.memory, used)
+	}
+	return m, nil
 }

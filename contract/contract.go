@@ -1,7 +1,7 @@
 // Package contract reads what a service offers: OpenAPI 3.0 and 3.1 (YAML or
 // JSON) and protobuf (.proto files or descriptor sets) become Operations, each
-// with the place where it is written. It also holds the Router, which picks
-// exactly one route for a method and a path.
+// with the place where it is written. Package contract/route picks one of them
+// for a request.
 //
 // # Names
 //
@@ -17,8 +17,7 @@
 // # Paths
 //
 // The path of the first server's URL goes before every path; an operation's or
-// path item's own servers replace it, as OpenAPI says. Templates are brought to
-// the canonical form of paths (RFC 3986 6.2.2): the Router compares bytes.
+// path item's own servers replace it, as OpenAPI says.
 //
 // # Trust
 //
@@ -40,6 +39,7 @@ import (
 	"unicode/utf8"
 
 	"merlon"
+	"merlon/contract/route"
 )
 
 // Bounds of what one Load reads.
@@ -53,10 +53,7 @@ const (
 	maxMarks      = 2 << 20 // characters of a YAML file that may begin a value
 	maxWork       = 4 << 20 // keys and items of one file, references counted as often as they are used
 	maxOperations = 20_000
-	maxParams     = 256 // of one operation
-	maxChain      = 32  // references that lead to references
-	maxName       = 256 // bytes of the name of an operation or a parameter
-	maxReports    = 100
+	maxChain      = 32 // references that lead to references
 )
 
 // Contract is what one service offers.
@@ -73,7 +70,7 @@ type Contract struct {
 // Positions carry name and the names of files referred to, as fsys knows them.
 // fsys must itself refuse symbolic links out of its root, as os.Root does.
 func Load(fsys fs.FS, name string) (*Contract, merlon.Diagnostics) {
-	r := &report{}
+	r := &route.Report{}
 	l := &loader{fsys: fsys, report: r, docs: map[string]loaded{}}
 	var c *Contract
 	switch ext := strings.ToLower(path.Ext(name)); ext {
@@ -84,108 +81,50 @@ func Load(fsys fs.FS, name string) (*Contract, merlon.Diagnostics) {
 	case ".binpb", ".pb", ".protoset":
 		c = loadDescriptorSet(l, name)
 	default:
-		r.add(merlon.Diagnostic{Pos: merlon.Pos{File: name}, Code: "E0201",
+		r.Add(merlon.Diagnostic{Pos: merlon.Pos{File: name}, Code: "E0201",
 			Message: fmt.Sprintf("contract %q has an unknown kind of file", name),
 			Hint:    "name an OpenAPI file (.yaml, .yml, .json), a .proto file or a descriptor set (.binpb, .pb, .protoset)"})
 	}
 	switch {
 	case c != nil:
 		c.finish(r, name)
-	case !r.failed(): // whoever forgets to say why must not make it look well
+	case !r.Failed(): // whoever forgets to say why must not make it look well
 		l.unreadable(name, errors.New("unknown error"))
 	}
-	return c, r.sorted()
+	return c, r.Sorted()
 }
 
 // finish sorts the operations and checks them against each other.
-func (c *Contract) finish(r *report, name string) {
+func (c *Contract) finish(r *route.Report, name string) {
 	slices.SortStableFunc(c.Operations, func(a, b merlon.Operation) int {
 		return cmp.Or(strings.Compare(a.Name, b.Name), a.Pos.Compare(b.Pos))
 	})
-	if len(c.Operations) == 0 && !r.failed() {
-		r.add(merlon.Diagnostic{Pos: merlon.Pos{File: name}, Code: "W0205", Warning: true,
+	if len(c.Operations) == 0 && !r.Failed() {
+		r.Add(merlon.Diagnostic{Pos: merlon.Pos{File: name}, Code: "W0205", Warning: true,
 			Message: fmt.Sprintf("contract %q offers no operation", name),
 			Hint:    "nothing of this service can be called until its contract offers something"})
 	}
-	routes := make([]Route, len(c.Operations))
+	routes := make([]route.Route, len(c.Operations))
 	for i, op := range c.Operations {
-		routes[i] = Route{Method: op.Method, Path: op.Path, Pos: op.Pos, Name: op.Name}
+		routes[i] = route.Route{Method: op.Method, Path: op.Path, Pos: op.Pos, Name: op.Name}
 		if i > 0 && op.Name == c.Operations[i-1].Name {
 			first := c.Operations[i-1]
-			r.add(merlon.Diagnostic{Pos: op.Pos, Width: utf8.RuneCountInString(op.Name), Code: "E0211",
+			r.Add(merlon.Diagnostic{Pos: op.Pos, Width: utf8.RuneCountInString(op.Name), Code: "E0211",
 				Message: fmt.Sprintf("operation %q is defined twice: %s %s and %s %s",
 					op.Name, first.Method, first.Path, op.Method, op.Path),
 				Hint: "give each operation an operationId of its own", Also: []merlon.Pos{first.Pos}})
 		}
 	}
-	_, ds := NewRouter(routes)
+	_, ds := route.NewRouter(routes)
 	for _, d := range ds {
-		r.add(d)
+		r.Add(d)
 	}
-}
-
-// report collects diagnostics. Errors and warnings are capped apart, so that a
-// flood of warnings cannot hide the error that stops the contract.
-type report struct {
-	errors, warnings merlon.Diagnostics
-	seen             map[reportKey]struct{}
-}
-
-type reportKey struct {
-	pos     merlon.Pos
-	code    string
-	message string
-}
-
-// add keeps d unless it was said before, as happens where much refers to one
-// mistake.
-func (r *report) add(d merlon.Diagnostic) {
-	to := &r.errors
-	if d.Warning {
-		to = &r.warnings
-	}
-	if len(*to) == maxReports {
-		return
-	}
-	key := reportKey{d.Pos, d.Code, d.Message}
-	if _, ok := r.seen[key]; ok {
-		return
-	}
-	if r.seen == nil {
-		r.seen = map[reportKey]struct{}{}
-	}
-	r.seen[key] = struct{}{}
-	*to = append(*to, d)
-}
-
-// errorf adds an error at a place.
-func (r *report) errorf(pos merlon.Pos, width int, code, hint, format string, args ...any) {
-	r.add(merlon.Diagnostic{Pos: pos, Width: width, Code: code, Message: fmt.Sprintf(format, args...), Hint: hint})
-}
-
-// warnf adds a warning at a place.
-func (r *report) warnf(pos merlon.Pos, width int, code, hint, format string, args ...any) {
-	r.add(merlon.Diagnostic{Pos: pos, Width: width, Code: code, Warning: true, Message: fmt.Sprintf(format, args...), Hint: hint})
-}
-
-func (r *report) failed() bool { return len(r.errors) > 0 }
-
-// sorted is all that was collected, in the order of Pos.
-func (r *report) sorted() merlon.Diagnostics {
-	ds := slices.Concat(r.errors, r.warnings)
-	if len(ds) > maxReports {
-		ds = ds[:maxReports] // errors stand first
-	}
-	slices.SortStableFunc(ds, func(a, b merlon.Diagnostic) int {
-		return cmp.Or(a.Pos.Compare(b.Pos), strings.Compare(a.Code, b.Code), strings.Compare(a.Message, b.Message))
-	})
-	return ds
 }
 
 // loader reads files within the bounds, each once.
 type loader struct {
 	fsys   fs.FS
-	report *report
+	report *route.Report
 	docs   map[string]loaded // OpenAPI files by name
 	files  int
 	total  int64
@@ -250,5 +189,5 @@ func (l *loader) unreadable(name string, err error) {
 	if errors.Is(err, errTooLarge) {
 		hint = "split the contract, or leave out what no caller needs"
 	}
-	l.report.errorf(merlon.Pos{File: name}, 0, "E0201", hint, "cannot read contract %q: %v", name, err)
+	l.report.Errorf(merlon.Pos{File: name}, 0, "E0201", hint, "cannot read contract %q: %v", name, err)
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"merlon"
+	"merlon/contract/route"
 )
 
 // gitHubVariable names the file of GitHub's published REST contract, some 13 MB
@@ -38,12 +39,12 @@ func TestGitHub(t *testing.T) {
 	}
 	checkPositions(t, file, c)
 
-	routes := make([]Route, len(c.Operations))
+	routes := make([]route.Route, len(c.Operations))
 	for i, op := range c.Operations {
-		routes[i] = Route{Method: op.Method, Path: op.Path, Pos: op.Pos, Name: op.Name}
+		routes[i] = route.Route{Method: op.Method, Path: op.Path, Pos: op.Pos, Name: op.Name}
 	}
-	r, _ := NewRouter(routes)
-	root, err := (&loader{fsys: os.DirFS(dir), report: &report{}, docs: map[string]loaded{}}).tree(name)
+	r, _ := route.NewRouter(routes)
+	root, err := (&loader{fsys: os.DirFS(dir), report: &route.Report{}, docs: map[string]loaded{}}).tree(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +55,7 @@ func TestGitHub(t *testing.T) {
 		for _, path := range examplePaths(op, examples) {
 			calls++
 			index, ps, found := r.Match(op.Method, path, buf)
-			if found != Matched || index != i {
+			if found != route.Matched || index != i {
 				t.Errorf("%s %s: found %v %d, want %s (%s)", op.Method, path, found, index, op.Name, op.Path)
 				continue
 			}
@@ -163,7 +164,7 @@ func examplePaths(op merlon.Operation, examples map[string][]string) []string {
 func encodeValue(v string) string {
 	var b strings.Builder
 	for _, c := range []byte(v) {
-		if isPathCharacter(c) {
+		if strings.IndexByte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,=:@", c) >= 0 {
 			b.WriteByte(c)
 		} else {
 			b.WriteString("%" + strings.ToUpper(string("0123456789abcdef"[c>>4])+string("0123456789abcdef"[c&15])))

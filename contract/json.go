@@ -6,9 +6,9 @@ import (
 	"errors"
 	"io"
 	"strings"
-	"unicode/utf8"
 
 	"merlon"
+	"merlon/contract/route"
 )
 
 // errStop ends reading: what is wrong has been reported.
@@ -17,7 +17,7 @@ var errStop = errors.New("stop")
 // jsonReader builds a tree from the tokens of encoding/json and the offsets at
 // which they stand.
 type jsonReader struct {
-	report *report
+	report *route.Report
 	doc    *document
 	dec    *json.Decoder
 	at     cursor // of the last token
@@ -25,7 +25,7 @@ type jsonReader struct {
 }
 
 // readJSON reads one JSON text (RFC 8259), or reports why not and returns nil.
-func readJSON(r *report, doc *document, src []byte) *node {
+func readJSON(r *route.Report, doc *document, src []byte) *node {
 	j := &jsonReader{report: r, doc: doc, dec: json.NewDecoder(bytes.NewReader(src)), at: cursor{src: src, line: 1, col: 1}}
 	j.dec.UseNumber()
 	root, err := j.value(0)
@@ -36,7 +36,7 @@ func readJSON(r *report, doc *document, src []byte) *node {
 	case io.EOF:
 		return root
 	case nil:
-		r.errorf(j.at.pos(doc), 1, "E0202", "a JSON file holds one value", "unexpected %v after the end of the JSON value", tok)
+		r.Errorf(j.at.pos(doc), 1, "E0202", "a JSON file holds one value", "unexpected %v after the end of the JSON value", tok)
 	default:
 		j.invalid(err)
 	}
@@ -72,7 +72,7 @@ func (j *jsonReader) invalid(err error) error {
 	} else {
 		j.at.to(len(j.at.src))
 	}
-	j.report.errorf(j.at.pos(j.doc), 1, "E0202", "", "invalid JSON: %s", message)
+	j.report.Errorf(j.at.pos(j.doc), 1, "E0202", "", "invalid JSON: %s", message)
 	return errStop
 }
 
@@ -151,38 +151,21 @@ func (j *jsonReader) object(n *node, depth int) error {
 }
 
 // withinBounds counts one more value at a depth.
-func withinBounds(r *report, pos merlon.Pos, depth int, values *int) error {
+func withinBounds(r *route.Report, pos merlon.Pos, depth int, values *int) error {
 	if *values++; *values > maxValues {
-		r.errorf(pos, 1, "E0204", "split the contract, or leave out what no caller needs", "the contract has more than %d values", maxValues)
+		r.Errorf(pos, 1, "E0204", "split the contract, or leave out what no caller needs", "the contract has more than %d values", maxValues)
 		return errStop
 	}
 	if depth > maxDepth {
-		r.errorf(pos, 1, "E0204", "", "the contract is nested deeper than %d levels", maxDepth)
+		r.Errorf(pos, 1, "E0204", "", "the contract is nested deeper than %d levels", maxDepth)
 		return errStop
 	}
 	return nil
 }
 
 // duplicateKey reports a key that a mapping has twice.
-func duplicateKey(r *report, in *node, first, second *field) {
-	r.add(merlon.Diagnostic{Pos: second.pos(in), Width: second.width(), Code: "E0203",
-		Message: "key " + quote(second.name) + " is written twice", Hint: "leave one of them",
+func duplicateKey(r *route.Report, in *node, first, second *field) {
+	r.Add(merlon.Diagnostic{Pos: second.pos(in), Width: second.width(), Code: "E0203",
+		Message: "key " + route.Quote(second.name) + " is written twice", Hint: "leave one of them",
 		Also: []merlon.Pos{first.pos(in)}})
-}
-
-// quote quotes a user's word, shortened when it is absurdly long.
-func quote(s string) string {
-	const most = 200
-	if len(s) > most {
-		s = s[:most]
-		for !utf8.ValidString(s) {
-			s = s[:len(s)-1]
-		}
-		s += "…"
-	}
-	b, err := json.Marshal(s)
-	if err != nil {
-		return `"?"`
-	}
-	return string(b)
 }

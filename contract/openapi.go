@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"merlon"
+	"merlon/contract/route"
 )
 
 // openAPI reads one OpenAPI description.
@@ -65,23 +66,23 @@ func loadOpenAPI(l *loader, name string) *Contract {
 func (o *openAPI) version(root *node) bool {
 	const hint = "the first line of an OpenAPI file is such as: openapi: 3.1.0"
 	if root.kind != object {
-		o.report.errorf(root.pos(), 1, "E0205", hint, "the contract is %v, not an OpenAPI document", root.kind)
+		o.report.Errorf(root.pos(), 1, "E0205", hint, "the contract is %v, not an OpenAPI document", root.kind)
 		return false
 	}
 	if v := root.get("swagger"); v != nil {
-		o.report.errorf(v.pos(), v.width(), "E0205", "convert it to OpenAPI 3, for example with swagger2openapi",
-			"the contract is Swagger %s; only OpenAPI 3.0 and 3.1 are read", quote(v.text))
+		o.report.Errorf(v.pos(), v.width(), "E0205", "convert it to OpenAPI 3, for example with swagger2openapi",
+			"the contract is Swagger %s; only OpenAPI 3.0 and 3.1 are read", route.Quote(v.text))
 		return false
 	}
 	v := root.get("openapi")
 	if v == nil {
-		o.report.errorf(root.pos(), 1, "E0205", hint, "the contract does not say its OpenAPI version")
+		o.report.Errorf(root.pos(), 1, "E0205", hint, "the contract does not say its OpenAPI version")
 		return false
 	}
 	if v.text == "3.0" || v.text == "3.1" || strings.HasPrefix(v.text, "3.0.") || strings.HasPrefix(v.text, "3.1.") {
 		return true
 	}
-	o.report.errorf(v.pos(), v.width(), "E0205", hint, "OpenAPI version %s is not read; only 3.0 and 3.1 are", quote(v.text))
+	o.report.Errorf(v.pos(), v.width(), "E0205", hint, "OpenAPI version %s is not read; only 3.0 and 3.1 are", route.Quote(v.text))
 	return false
 }
 
@@ -90,7 +91,7 @@ func (o *openAPI) expect(n *node, k kind, what string) bool {
 	if n.kind == k {
 		return true
 	}
-	o.report.errorf(n.pos(), n.width(), "E0206", "", "%s must be %v, not %v", what, k, n.kind)
+	o.report.Errorf(n.pos(), n.width(), "E0206", "", "%s must be %v, not %v", what, k, n.kind)
 	return false
 }
 
@@ -100,22 +101,22 @@ func (o *openAPI) path(paths *node, f *field, at place) {
 		return
 	}
 	pos := f.pos(paths)
-	t, err := parseTemplate(f.name)
+	t, err := route.ParseTemplate(f.name)
 	if err != nil {
 		hint := ""
 		if strings.Contains(f.name, "?") {
 			hint = "declare what follows the question mark as query parameters"
 		}
-		o.report.errorf(pos, f.width(), "E0210", hint, "%v", err)
+		o.report.Errorf(pos, f.width(), route.CodeTemplate, hint, "%v", err)
 		return
 	}
 	// "Templated paths with the same hierarchy but different templated names
 	// MUST NOT exist as they are identical" (OpenAPI 3.1 4.8.8). Real contracts
 	// have them, with different methods; then they do no harm.
-	shape := t.shape()
+	shape := t.Shape()
 	if first, ok := o.paths[shape]; ok {
-		o.report.add(merlon.Diagnostic{Pos: pos, Width: f.width(), Code: "W0207", Warning: true,
-			Message: fmt.Sprintf("paths %s and %s are the same path", quote(first.path), quote(f.name)),
+		o.report.Add(merlon.Diagnostic{Pos: pos, Width: f.width(), Code: "W0207", Warning: true,
+			Message: fmt.Sprintf("paths %s and %s are the same path", route.Quote(first.path), route.Quote(f.name)),
 			Hint:    "write the operations of one path in one place", Also: []merlon.Pos{first.pos}})
 	} else {
 		o.paths[shape] = pathKey{f.name, pos}
@@ -136,7 +137,7 @@ func (o *openAPI) item(n *node, at place) {
 	at.params = o.parameters(n.get("parameters"), at.params)
 	if ref := n.get("$ref"); ref != nil {
 		if at.depth++; at.depth > maxChain {
-			o.report.errorf(ref.pos(), ref.width(), "E0209", "", "reference %s leads through more than %d others, or to itself", quote(ref.text), maxChain)
+			o.report.Errorf(ref.pos(), ref.width(), "E0209", "", "reference %s leads through more than %d others, or to itself", route.Quote(ref.text), maxChain)
 			return
 		}
 		if target := o.resolve(ref); target != nil {
@@ -150,7 +151,7 @@ func (o *openAPI) item(n *node, at place) {
 		}
 		method := strings.ToUpper(f.name)
 		hint := "methods are get, put, post, delete, options, head, patch and trace"
-		if slices.Contains(methods[:], method) {
+		if route.IsMethod(method) {
 			lower := strings.ToLower(f.name)
 			if f.name == lower {
 				o.operation(n, f, method, at)
@@ -158,7 +159,7 @@ func (o *openAPI) item(n *node, at place) {
 			}
 			hint = "write " + lower
 		}
-		o.report.warnf(f.pos(n), f.width(), "W0202", hint, "key %s of a path is not a method: it offers nothing", quote(f.name))
+		o.report.Warnf(f.pos(n), f.width(), "W0202", hint, "key %s of a path is not a method: it offers nothing", route.Quote(f.name))
 	}
 }
 
@@ -171,22 +172,22 @@ func (o *openAPI) operation(item *node, f *field, method string, at place) {
 	op := merlon.Operation{Method: method, Pos: f.pos(item), Name: derivedName(f.name, at.path)}
 	if len(o.operations) == maxOperations {
 		o.full = true
-		o.report.errorf(op.Pos, f.width(), "E0214", "split the contract", "the contract has more than %d operations", maxOperations)
+		o.report.Errorf(op.Pos, f.width(), "E0214", "split the contract", "the contract has more than %d operations", maxOperations)
 		return
 	}
 	if id := n.get("operationId"); id != nil && o.expect(id, text, "operationId") && o.checkName(id, "operationId") {
 		op.Name, op.Pos = id.text, id.pos()
 	}
 	base := o.base(n.get("servers"), at.base)
-	t, err := parseTemplate(base + at.path)
+	t, err := route.ParseTemplate(base + at.path)
 	if err != nil {
-		o.report.errorf(op.Pos, 0, "E0210", "", "with the path of its server, %v", err)
+		o.report.Errorf(op.Pos, 0, route.CodeTemplate, "", "with the path of its server, %v", err)
 		return
 	}
 	op.Path = t.String()
 	declared := o.parameters(n.get("parameters"), at.params)
-	if len(declared) > maxParams {
-		o.report.errorf(op.Pos, 0, "E0214", "", "operation %s has more than %d parameters", quote(op.Name), maxParams)
+	if len(declared) > route.MaxParams {
+		o.report.Errorf(op.Pos, 0, "E0214", "", "operation %s has more than %d parameters", route.Quote(op.Name), route.MaxParams)
 		return
 	}
 	op.Params = o.match(&op, t, declared)
@@ -199,7 +200,7 @@ func (o *openAPI) spend(at *node, work int) bool {
 	if o.work += work; o.work <= maxWork {
 		return true
 	}
-	o.report.errorf(at.pos(), 1, "E0204", "write contracts with fewer references", "the contract's references make it too large")
+	o.report.Errorf(at.pos(), 1, "E0204", "write contracts with fewer references", "the contract's references make it too large")
 	return false
 }
 
@@ -208,11 +209,11 @@ func (o *openAPI) spend(at *node, work int) bool {
 func (o *openAPI) checkName(n *node, what string) bool {
 	switch {
 	case n.text == "":
-		o.report.errorf(n.pos(), 1, "E0206", "", "%s is empty", what)
-	case len(n.text) > maxName:
-		o.report.errorf(n.pos(), n.width(), "E0206", "", "%s %s is longer than %d bytes", what, quote(n.text), maxName)
+		o.report.Errorf(n.pos(), 1, "E0206", "", "%s is empty", what)
+	case len(n.text) > route.MaxName:
+		o.report.Errorf(n.pos(), n.width(), "E0206", "", "%s %s is longer than %d bytes", what, route.Quote(n.text), route.MaxName)
 	case strings.ContainsFunc(n.text, func(r rune) bool { return r < ' ' || 0x7f <= r && r < 0xa0 }):
-		o.report.errorf(n.pos(), n.width(), "E0206", "", "%s %s has a control character", what, quote(n.text))
+		o.report.Errorf(n.pos(), n.width(), "E0206", "", "%s %s has a control character", what, route.Quote(n.text))
 	default:
 		return true
 	}
@@ -227,7 +228,7 @@ func derivedName(method, path string) string {
 	for _, r := range path {
 		switch {
 		case r == '{' || r == '}':
-		case r == '-' || r < utf8.RuneSelf && isAlphanumeric(byte(r)):
+		case r == '-' || r < utf8.RuneSelf && (r >= '0' && r <= '9' || r|0x20 >= 'a' && r|0x20 <= 'z'):
 			b.WriteRune(r)
 		default:
 			b.WriteByte('_')
@@ -238,8 +239,8 @@ func derivedName(method, path string) string {
 
 // match puts declared parameters in the order of the operation: those of the
 // path as the template has them, then those of the query as declared.
-func (o *openAPI) match(op *merlon.Operation, t template, declared []merlon.ParamSpec) []merlon.ParamSpec {
-	names := t.names()
+func (o *openAPI) match(op *merlon.Operation, t route.Template, declared []merlon.ParamSpec) []merlon.ParamSpec {
+	names := t.Names()
 	params := make([]merlon.ParamSpec, 0, len(declared))
 	for _, name := range names {
 		i := slices.IndexFunc(declared, func(p merlon.ParamSpec) bool { return p.In == merlon.InPath && p.Name == name })
@@ -247,8 +248,8 @@ func (o *openAPI) match(op *merlon.Operation, t template, declared []merlon.Para
 			params = append(params, declared[i])
 			continue
 		}
-		o.report.warnf(op.Pos, 0, "W0204", fmt.Sprintf("declare it: {name: %s, in: path, required: true, schema: {type: string}}", name),
-			"operation %s does not declare the parameter %s of its path: it is taken for a string", quote(op.Name), quote(name))
+		o.report.Warnf(op.Pos, 0, "W0204", fmt.Sprintf("declare it: {name: %s, in: path, required: true, schema: {type: string}}", name),
+			"operation %s does not declare the parameter %s of its path: it is taken for a string", route.Quote(op.Name), route.Quote(name))
 		params = append(params, merlon.ParamSpec{Name: name, In: merlon.InPath, Required: true})
 	}
 	for _, p := range declared {
@@ -256,8 +257,8 @@ func (o *openAPI) match(op *merlon.Operation, t template, declared []merlon.Para
 		case p.In == merlon.InQuery:
 			params = append(params, p)
 		case !slices.Contains(names, p.Name):
-			o.report.warnf(op.Pos, 0, "W0204", "correct its name, or leave it out",
-				"operation %s declares the path parameter %s, which its path %s does not have", quote(op.Name), quote(p.Name), quote(op.Path))
+			o.report.Warnf(op.Pos, 0, "W0204", "correct its name, or leave it out",
+				"operation %s declares the path parameter %s, which its path %s does not have", route.Quote(op.Name), route.Quote(p.Name), route.Quote(op.Path))
 		}
 	}
 	if len(params) == 0 {
@@ -289,8 +290,8 @@ func (o *openAPI) base(servers *node, inherited string) string {
 		case i == 0:
 			first = base
 		case base != first:
-			o.report.warnf(server.pos(), 1, "W0203", "only the first server counts; give all servers one path, or write a contract for each",
-				"the path of server %s is %s, not %s as that of the first", quote(server.get("url").text), quote(base+"/"), quote(first+"/"))
+			o.report.Warnf(server.pos(), 1, "W0203", "only the first server counts; give all servers one path, or write a contract for each",
+				"the path of server %s is %s, not %s as that of the first", route.Quote(server.get("url").text), route.Quote(base+"/"), route.Quote(first+"/"))
 		}
 	}
 	o.bases[servers] = first
@@ -302,17 +303,17 @@ func (o *openAPI) base(servers *node, inherited string) string {
 func (o *openAPI) serverPath(server *node) (string, bool) {
 	n := server.get("url")
 	if n == nil {
-		o.report.errorf(server.pos(), 1, "E0217", "", "a server has no url")
+		o.report.Errorf(server.pos(), 1, "E0217", "", "a server has no url")
 		return "", false
 	}
 	if !o.expect(n, text, "url") {
 		return "", false
 	}
 	fail := func(why string) (string, bool) {
-		o.report.errorf(n.pos(), n.width(), "E0217", "write such as https://api.example/v1, or only a path", "server url %s %s", quote(n.text), why)
+		o.report.Errorf(n.pos(), n.width(), "E0217", "write such as https://api.example/v1, or only a path", "server url %s %s", route.Quote(n.text), why)
 		return "", false
 	}
-	if len(n.text) > maxTemplate {
+	if len(n.text) > route.MaxTemplate {
 		return fail("is too long")
 	}
 	var b strings.Builder
@@ -327,8 +328,8 @@ func (o *openAPI) serverPath(server *node) (string, bool) {
 			return fail("has no closing brace")
 		}
 		value := server.get("variables").get(name).get("default")
-		if value == nil || len(value.text) > maxTemplate {
-			return fail("uses the variable " + quote(name) + ", which has no default")
+		if value == nil || len(value.text) > route.MaxTemplate {
+			return fail("uses the variable " + route.Quote(name) + ", which has no default")
 		}
 		b.WriteString(value.text)
 		rest = after
@@ -346,7 +347,7 @@ func (o *openAPI) serverPath(server *node) (string, bool) {
 	if base == "" {
 		return "", true
 	}
-	if t, err := parseTemplate(base); err != nil || len(t.names()) > 0 {
+	if t, err := route.ParseTemplate(base); err != nil || len(t.Names()) > 0 {
 		return fail("has a path that no request has")
 	}
 	return base, true

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"merlon"
+	"merlon/contract/route"
 )
 
 // parameters adds the parameters of a list to those inherited, of which it
@@ -12,8 +13,8 @@ func (o *openAPI) parameters(list *node, inherited []merlon.ParamSpec) []merlon.
 	if list == nil || !o.expect(list, array, "parameters") {
 		return inherited
 	}
-	if len(list.items) > maxParams {
-		o.report.errorf(list.pos(), 1, "E0214", "", "a list of parameters has more than %d", maxParams)
+	if len(list.items) > route.MaxParams {
+		o.report.Errorf(list.pos(), 1, "E0214", "", "a list of parameters has more than %d", route.MaxParams)
 		return inherited
 	}
 	if !o.spend(list, len(list.items)*(1+len(inherited))) {
@@ -26,7 +27,7 @@ func (o *openAPI) parameters(list *node, inherited []merlon.ParamSpec) []merlon.
 			continue
 		}
 		if slices.ContainsFunc(own, func(q merlon.ParamSpec) bool { return q.Name == p.Name && q.In == p.In }) {
-			o.report.errorf(item.pos(), 1, "E0216", "leave one of them", "parameter %s is declared twice", quote(p.Name))
+			o.report.Errorf(item.pos(), 1, "E0216", "leave one of them", "parameter %s is declared twice", route.Quote(p.Name))
 			continue
 		}
 		own = append(own, *p)
@@ -60,10 +61,10 @@ func (o *openAPI) readParameter(n *node) *merlon.ParamSpec {
 	name, in := n.get("name"), n.get("in")
 	switch {
 	case name == nil:
-		o.report.errorf(n.pos(), 1, "E0216", "every parameter has a name and says where it stands", "a parameter has no name")
+		o.report.Errorf(n.pos(), 1, "E0216", "every parameter has a name and says where it stands", "a parameter has no name")
 		return nil
 	case in == nil:
-		o.report.errorf(n.pos(), 1, "E0216", "add such as in: query", "parameter %s does not say where it stands", quote(name.text))
+		o.report.Errorf(n.pos(), 1, "E0216", "add such as in: query", "parameter %s does not say where it stands", route.Quote(name.text))
 		return nil
 	case !o.expect(name, text, "the name of a parameter") || !o.checkName(name, "the name of a parameter"):
 		return nil
@@ -80,8 +81,8 @@ func (o *openAPI) readParameter(n *node) *merlon.ParamSpec {
 	case "header", "cookie":
 		return nil
 	default:
-		o.report.errorf(in.pos(), in.width(), "E0216", "expect one of path, query, header, cookie",
-			"parameter %s stands in %s, which is no place", quote(p.Name), quote(in.text))
+		o.report.Errorf(in.pos(), in.width(), "E0216", "expect one of path, query, header, cookie",
+			"parameter %s stands in %s, which is no place", route.Quote(p.Name), route.Quote(in.text))
 		return nil
 	}
 	if schema := n.get("schema"); schema != nil {

@@ -20,18 +20,20 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"merlon"
+	"merlon/contract/route"
 )
 
 // method is one rpc, before it has its name.
 type method struct {
 	service protoreflect.FullName
 	name    protoreflect.Name
+	streams bool // either side sends any number of messages
 	pos     merlon.Pos
 }
 
 // grpcContract makes operations of rpcs. One that shares its name with an rpc
 // of another service is named with its service.
-func grpcContract(r *report, methods []method) *Contract {
+func grpcContract(r *route.Report, methods []method) *Contract {
 	services := map[protoreflect.Name]map[protoreflect.FullName]bool{}
 	for _, m := range methods {
 		if services[m.name] == nil {
@@ -42,14 +44,15 @@ func grpcContract(r *report, methods []method) *Contract {
 	c := &Contract{Protocol: merlon.GRPC}
 	for i, m := range methods {
 		if i == maxOperations {
-			r.errorf(m.pos, 0, "E0214", "split the contract", "the contract has more than %d operations", maxOperations)
+			r.Errorf(m.pos, 0, "E0214", "split the contract", "the contract has more than %d operations", maxOperations)
 			break
 		}
 		op := merlon.Operation{
-			Name:   string(m.name),
-			Method: "POST",
-			Path:   fmt.Sprintf("/%s/%s", m.service, m.name),
-			Pos:    m.pos,
+			Name:    string(m.name),
+			Method:  "POST",
+			Path:    fmt.Sprintf("/%s/%s", m.service, m.name),
+			Pos:     m.pos,
+			Streams: m.streams,
 		}
 		if len(services[m.name]) > 1 {
 			op.Name = string(m.service.Name()) + "." + op.Name
@@ -86,12 +89,12 @@ func loadProto(l *loader, name string) *Contract {
 		RetainASTs:     true,
 	}
 	files, err := compiler.Compile(context.Background(), main)
-	if err != nil && !l.report.failed() {
+	if err != nil && !l.report.Failed() {
 		var at reporter.ErrorWithPos
 		if errors.As(err, &at) {
 			s.failed(at)
 		} else {
-			l.report.errorf(merlon.Pos{File: name}, 0, "E0202", "", "invalid protobuf: %s", oneLine(err))
+			l.report.Errorf(merlon.Pos{File: name}, 0, "E0202", "", "invalid protobuf: %s", oneLine(err))
 		}
 	}
 	if err != nil || len(files) != 1 {
@@ -103,7 +106,7 @@ func loadProto(l *loader, name string) *Contract {
 		service := services.Get(i)
 		for j := range service.Methods().Len() {
 			m := service.Methods().Get(j)
-			methods = append(methods, method{service.FullName(), m.Name(), s.rpcPos(files[0], m)})
+			methods = append(methods, method{service.FullName(), m.Name(), m.IsStreamingClient() || m.IsStreamingServer(), s.rpcPos(files[0], m)})
 		}
 	}
 	return grpcContract(l.report, methods)
@@ -164,7 +167,7 @@ func (s *protoSource) failed(err reporter.ErrorWithPos) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		hint = "imports are looked for in the directory of the contract and those above it"
 	}
-	s.report.errorf(pos, 1, "E0202", hint, "invalid protobuf: %s", oneLine(err.Unwrap()))
+	s.report.Errorf(pos, 1, "E0202", hint, "invalid protobuf: %s", oneLine(err.Unwrap()))
 	return nil
 }
 
@@ -260,7 +263,7 @@ func loadDescriptorSet(l *loader, name string) *Contract {
 	const hint = "write it with: protoc --descriptor_set_out=FILE or buf build -o FILE"
 	var set descriptorpb.FileDescriptorSet
 	if err := (proto.UnmarshalOptions{RecursionLimit: maxDepth}).Unmarshal(src, &set); err != nil {
-		l.report.errorf(pos, 0, "E0202", hint, "invalid descriptor set %s", quote(name))
+		l.report.Errorf(pos, 0, "E0202", hint, "invalid descriptor set %s", route.Quote(name))
 		return nil
 	}
 	var methods []method
@@ -272,12 +275,12 @@ func loadDescriptorSet(l *loader, name string) *Contract {
 			}
 			for _, m := range s.GetMethod() {
 				rpc := protoreflect.Name(m.GetName())
-				if !service.IsValid() || !rpc.IsValid() || len(service)+len(rpc) > maxName {
-					l.report.errorf(pos, 0, "E0202", hint, "invalid descriptor set %s: %s is no name of an rpc",
-						quote(name), quote(fmt.Sprintf("%s/%s", service, rpc)))
+				if !service.IsValid() || !rpc.IsValid() || len(service)+len(rpc) > route.MaxName {
+					l.report.Errorf(pos, 0, "E0202", hint, "invalid descriptor set %s: %s is no name of an rpc",
+						route.Quote(name), route.Quote(fmt.Sprintf("%s/%s", service, rpc)))
 					continue
 				}
-				methods = append(methods, method{service, rpc, pos})
+				methods = append(methods, method{service, rpc, m.GetClientStreaming() || m.GetServerStreaming(), pos})
 			}
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"path"
 	"strconv"
 	"strings"
+
+	"merlon/contract/route"
 )
 
 // follow returns what n refers to, through any number of references, or n
@@ -24,7 +26,7 @@ func (o *openAPI) follow(n *node) *node {
 	if ref == nil {
 		return n
 	}
-	o.report.errorf(ref.pos(), ref.width(), "E0209", "", "reference %s leads through more than %d others, or to itself", quote(ref.text), maxChain)
+	o.report.Errorf(ref.pos(), ref.width(), "E0209", "", "reference %s leads through more than %d others, or to itself", route.Quote(ref.text), maxChain)
 	return nil
 }
 
@@ -46,7 +48,7 @@ func (o *openAPI) resolve(ref *node) *node {
 
 func (o *openAPI) lookUp(ref *node) *node {
 	fail := func(code, hint, why string) *node {
-		o.report.errorf(ref.pos(), ref.width(), code, hint, "reference %s %s", quote(ref.text), why)
+		o.report.Errorf(ref.pos(), ref.width(), code, hint, "reference %s %s", route.Quote(ref.text), why)
 		return nil
 	}
 	const local = "refer to a value in this file (#/components/...) or to a file beside it"

@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"merlon"
+	"merlon/contract/route"
 )
 
 // kind is what a JSON or YAML value is.
@@ -132,7 +133,7 @@ func (l *loader) parse(name string, src []byte) *node {
 	if !utf8.Valid(src) {
 		at := cursor{src: src, line: 1, col: 1}
 		at.to(invalidAt(src))
-		l.report.errorf(at.pos(doc), 1, "E0202", "save the file as UTF-8", "contract %s is not UTF-8", quote(name))
+		l.report.Errorf(at.pos(doc), 1, "E0202", "save the file as UTF-8", "contract %s is not UTF-8", route.Quote(name))
 		return nil
 	}
 	if strings.EqualFold(path.Ext(name), ".json") {

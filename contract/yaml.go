@@ -8,13 +8,14 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"merlon"
+	"merlon/contract/route"
 )
 
 // yamlReader builds a tree from YAML nodes. What an alias names is shared, not
 // copied, but counts as often as it is used: that is the defence against an
 // alias bomb.
 type yamlReader struct {
-	report *report
+	report *route.Report
 	doc    *document
 	values int
 	anchor map[*yaml.Node]anchored
@@ -29,9 +30,9 @@ type anchored struct {
 }
 
 // readYAML reads one YAML document, or reports why not and returns nil.
-func readYAML(r *report, doc *document, src []byte) *node {
+func readYAML(r *route.Report, doc *document, src []byte) *node {
 	if manyMarks(src) {
-		r.errorf(merlon.Pos{File: doc.file, Line: 1, Column: 1}, 0, "E0204", "write it as JSON, or split it", "the contract has too many values for YAML")
+		r.Errorf(merlon.Pos{File: doc.file, Line: 1, Column: 1}, 0, "E0204", "write it as JSON, or split it", "the contract has too many values for YAML")
 		return nil
 	}
 	var top yaml.Node
@@ -45,7 +46,7 @@ func readYAML(r *report, doc *document, src []byte) *node {
 		if one != nil || errors.As(err, &one) {
 			pos.Line, pos.Column, message = one.Mark.Line, one.Mark.Column, one.Message
 		}
-		r.errorf(pos, 0, "E0202", "", "invalid YAML: %s", strings.TrimPrefix(message, "yaml: "))
+		r.Errorf(pos, 0, "E0202", "", "invalid YAML: %s", strings.TrimPrefix(message, "yaml: "))
 		return nil
 	}
 	y := &yamlReader{report: r, doc: doc, anchor: map[*yaml.Node]anchored{}}
@@ -111,13 +112,13 @@ func (y *yamlReader) value(from *yaml.Node, depth int) (*node, int, error) {
 func (y *yamlReader) alias(from *yaml.Node, at *node, depth int) (*node, int, error) {
 	a := y.anchor[from.Alias]
 	if a.node == nil {
-		y.report.errorf(at.pos(), len(from.Value)+1, "E0204", "", "alias %s contains itself", quote("*"+from.Value))
+		y.report.Errorf(at.pos(), len(from.Value)+1, "E0204", "", "alias %s contains itself", route.Quote("*"+from.Value))
 		return nil, 0, errStop
 	}
 	y.values += a.values
 	if y.values > maxValues || depth+a.height > maxDepth {
-		y.report.errorf(at.pos(), len(from.Value)+1, "E0204", "write the values out, or use $ref",
-			"alias %s makes the contract too large: more than %d values or %d levels", quote("*"+from.Value), maxValues, maxDepth)
+		y.report.Errorf(at.pos(), len(from.Value)+1, "E0204", "write the values out, or use $ref",
+			"alias %s makes the contract too large: more than %d values or %d levels", route.Quote("*"+from.Value), maxValues, maxDepth)
 		return nil, 0, errStop
 	}
 	return a.node, a.height, nil
@@ -132,7 +133,7 @@ func (y *yamlReader) mapping(n *node, from *yaml.Node, depth int) (height int, e
 		key := from.Content[i]
 		f := field{name: key.Value, line: int32(key.Line), col: int32(key.Column)}
 		if key.Kind != yaml.ScalarNode || key.ShortTag() == "!!null" {
-			y.report.errorf(f.pos(n), 1, "E0202", "write the key as a plain word or a quoted string", "a key must be a string")
+			y.report.Errorf(f.pos(n), 1, "E0202", "write the key as a plain word or a quoted string", "a key must be a string")
 			return 0, errStop
 		}
 		var h int
@@ -154,7 +155,7 @@ func (y *yamlReader) mapping(n *node, from *yaml.Node, depth int) (height int, e
 	}
 	for _, source := range merged {
 		if source.kind != object {
-			y.report.errorf(source.pos(), source.width(), "E0202", "", "a merge key takes a mapping, not %v", source.kind)
+			y.report.Errorf(source.pos(), source.width(), "E0202", "", "a merge key takes a mapping, not %v", source.kind)
 			return 0, errStop
 		}
 		for _, f := range source.fields {

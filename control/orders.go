@@ -198,10 +198,14 @@ func externalEndpoints(s *merlon.Service) []merlon.Endpoint {
 	if len(s.Hosts) == 0 {
 		return nil
 	}
-	for _, a := range s.Addresses {
-		es = append(es, merlon.Endpoint{Address: a, TLSName: s.Hosts[0]})
+	tlsName := s.Hosts[0]
+	if s.Protocol == merlon.TCP {
+		tlsName = "" // bytes, whoever proves what to whom
 	}
-	if len(es) > 0 {
+	for _, a := range s.Addresses {
+		es = append(es, merlon.Endpoint{Address: a, TLSName: tlsName})
+	}
+	if len(es) > 0 || s.Protocol == merlon.TCP {
 		return es
 	}
 	for _, h := range s.Hosts {

@@ -87,6 +87,11 @@ func (c *lightClient) call() error {
 // startLight is an edge in front of a plain application, or with pair of the
 // application's own gate.
 func startLight(t testing.TB, pair bool, request string) *lightClient {
+	return startLightWith(t, light, pair, request)
+}
+
+// startLightWith is startLight with another intent.
+func startLightWith(t testing.TB, light string, pair bool, request string) *lightClient {
 	s := setup{addresses: map[string]string{"web": lightApp(t)}, records: record.Options{FlushEvery: 50 * time.Millisecond}}
 	e := s.start(t, light)
 	o := e.orders(load(t, light, nil), merlon.Edge)
@@ -104,8 +109,11 @@ var browse = get("/pages/42?utm=1", "User-Agent: Mozilla/5.0 (X11; Linux x86_64;
 	"Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "Accept-Language: en-US,en;q=0.5",
 	"Accept-Encoding: gzip, deflate, br", "Cookie: session=0123456789abcdef0123456789abcdef; theme=dark")
 
+// inTrace is what a client sends that traces its calls.
+var inTrace = get("/pages/42", "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00", "tracestate: a=1")
+
 // TestServeDoesNotAllocate: once warm, a call through the whole of a gate takes
-// no memory.
+// no memory, unless its trace is sampled.
 func TestServeDoesNotAllocate(t *testing.T) {
 	for _, test := range []struct {
 		name    string
@@ -114,6 +122,7 @@ func TestServeDoesNotAllocate(t *testing.T) {
 		most    float64
 	}{
 		{"plain", false, browse, 0},
+		{"in a trace", false, inTrace, 0},
 		{"not canonical", false, get("/pages/%34%32"), 0},
 		{"with a body", false, "POST /send HTTP/1.1\r\nHost: Shop.Example\r\nContent-Length: 5\r\n\r\nhello", 0},
 		{"over mutual TLS", true, browse, 2}, // crypto/tls takes one for each record that it reads
@@ -122,7 +131,7 @@ func TestServeDoesNotAllocate(t *testing.T) {
 			if portable && test.pair {
 				test.most++ // it asks TLS whether it holds more, since it cannot know
 			}
-			c := startLight(t, test.pair, test.request)
+			c := startLightWith(t, light+"telemetry: {traces: {collector: 'http://127.0.0.1:9', sample: 0%}}\n", test.pair, test.request)
 			calls := func(n int) {
 				for range n {
 					if err := c.call(); err != nil {

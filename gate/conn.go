@@ -8,9 +8,11 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"merlon"
+	"merlon/gate/grpc"
 	"merlon/gate/http1"
 	"merlon/gate/upstream"
 	"merlon/identity/spiffe"
@@ -40,6 +42,7 @@ type conn struct {
 	req    http1.Request
 	res    http1.Response
 	ending http1.Trailer // of that answer
+	text   []byte        // a piece of it, in base64
 	x      exchange
 	stream *stream // the request body, when it was not read with its head
 	sent   *stream // a stream that has ended, and holds unread
@@ -48,13 +51,22 @@ type conn struct {
 	// reserved says that the record of this call has room already.
 	reserved bool
 
-	lent *upstream.Conn // the connection that this call has borrowed
+	lent      *upstream.Conn // the connection that this call has borrowed
+	upReads   readSide       // of that
+	following bool           // the client's losing interest ends its use
+	moved     atomic.Int64   // when a piece of a call that lasts came last, either way
 	// lane says that this is a stream of HTTP/2, not a connection.
 	lane bool
 	// served says that a request came before.
 	served bool
 	// lingers says that the client may still be sending what nobody will use.
 	lingers bool
+
+	counted   bool   // among the connections of its client
+	port      uint16 // of the local port that the client came to; 0 for none
+	mute      bool   // the client does not speak HTTP, and gets none
+	tunnels   bool   // the other gate opens a tunnel, and nothing else
+	websocket bool   // the tunnel in progress is one
 
 	watch     watch // of what this goroutine waits for
 	bodyWatch watch // of what the goroutine of stream waits for
@@ -109,20 +121,31 @@ func (rd *reader) bytes() []byte { return rd.buf[rd.r:rd.w] }
 var conns = sync.Pool{New: func() any { return new(conn) }}
 
 // serveConn owns nc until it is closed.
-func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr) {
+func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr, perClient bool, port uint16) {
 	c := g.newConn(nc, at, peer{addr: client, client: client.String()})
-	defer c.end(client, at == AtEdge)
+	c.port = port
+	c.counted = perClient
+	defer c.end()
 	if !g.open.add(c) {
 		return
 	}
-	if err := c.prove(); err != nil {
+	var err error
+	if at == AtEdge && !perClient {
+		err = c.readProxied()
+	}
+	if err == nil {
+		err = c.prove()
+	}
+	switch {
+	case err != nil:
 		g.metrics.handshakes[at].Add(1)
 		g.cfg.Log.Debug("connection refused", "at", at, "client", client, "error", err)
 		return
-	}
-	if c.speaksHTTP2() {
+	case c.port != 0:
+		c.serveLocal()
+	case c.speaksHTTP2():
 		c.serveHTTP2()
-	} else {
+	default:
 		c.serveHTTP1()
 	}
 	if c.lingers {
@@ -150,7 +173,7 @@ func (g *Gate) newConn(nc net.Conn, at Position, p peer) *conn {
 }
 
 // end closes the connection and gives back what it holds.
-func (c *conn) end(client netip.Addr, perClient bool) {
+func (c *conn) end() {
 	// A bug met by one hostile request must not end every connection.
 	if p := recover(); p != nil {
 		c.g.metrics.defects.Add(1)
@@ -164,7 +187,7 @@ func (c *conn) end(client netip.Addr, perClient bool) {
 			c.record(0, 0)
 		}
 	}
-	c.g.open.remove(c, client, perClient)
+	c.g.open.remove(c, c.peer.addr, c.counted)
 	c.net.Close()
 	c.release()
 }
@@ -173,11 +196,16 @@ func (c *conn) end(client netip.Addr, perClient bool) {
 func (c *conn) release() {
 	c.g, c.net, c.in.conn, c.up.conn = nil, nil, nil, nil
 	c.peer, c.stream, c.lent, c.rec = peer{}, nil, nil, record.Record{}
-	c.x.call, c.x.verdict, c.x.f = merlon.Call{}, merlon.Verdict{}, nil
+	c.x.call, c.x.verdict, c.x.f, c.x.service, c.x.operation = merlon.Call{}, merlon.Verdict{}, nil, nil, nil
 	c.req.Reset()
 	c.res.Reset()
 	c.ending.Reset()
-	c.reserved, c.unread, c.lingers, c.served = false, nil, false, false
+	c.reserved, c.unread, c.lingers, c.served, c.following = false, nil, false, false, false
+	c.upReads = readSide{}
+	if cap(c.text) > maxSpare {
+		c.text = nil
+	}
+	c.counted, c.port, c.mute, c.tunnels, c.websocket = false, 0, false, false, false
 	c.live = live{onClient: c.live.onClient, onUpstream: c.live.onUpstream}
 	c.rest()
 	if c.input != nil {
@@ -195,7 +223,13 @@ func (c *conn) prove() error {
 	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Handshake, busy)
 	switch c.at {
 	case Inbound:
-		return c.proveWorkload(c.secure(c.g.inboundTLS()))
+		config := c.g.inboundTLS()
+		if err := c.proveWorkload(c.secure(config)); err != nil {
+			return err
+		}
+		if c.tunnels = config.NextProtos[0] == tunnelProtocol; c.tunnels {
+			return c.proveTunnel()
+		}
 	case AtEdge:
 		f := c.g.force.Load()
 		if f == nil || f.orders.Intent.Gateway == nil {
@@ -212,9 +246,12 @@ func (c *conn) prove() error {
 	return nil // who is at the other end of Outbound depends on the orders
 }
 
-// AskOwn asks Config.Own again about every connection of the local side, before
-// its next call.
-func (g *Gate) AskOwn() { g.proofs.Add(1) }
+// AskOwn asks Config.Own again about every connection of the local side: before
+// its next call, and about its tunnel at once.
+func (g *Gate) AskOwn() {
+	g.proofs.Add(1)
+	go g.askTunnels()
+}
 
 // proveOwn finds out whether the gate's own service is at the other end: any
 // other process of the host would borrow its identity. It is asked once for
@@ -227,7 +264,11 @@ func (c *conn) proveOwn() {
 	}
 	p.caller, p.stranger, p.under, p.proof = merlon.Caller{}, "", c.x.f, proof
 	if cfg.Own != nil {
-		if err := cfg.Own(c.net); err != nil {
+		end := c.net
+		if l, stream := end.(*lane); stream {
+			end = l.m.net
+		}
+		if err := cfg.Own(end); err != nil {
 			p.stranger = err.Error()
 			return
 		}
@@ -270,15 +311,16 @@ func renewal(now, until time.Time) time.Time { return until.Add(-until.Sub(now) 
 // next serves one request and reports whether another may follow.
 func (c *conn) next() bool {
 	limits := c.at.limits()
+	limits.Connect = c.at == Outbound || c.tunnels
 	c.req.Reset()
-	if c.in.r == c.in.w {
+	for c.in.r == c.in.w {
 		c.rest()
 		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 		// Asked after the wait is known: a drain either sees it or is seen.
 		if c.g.draining.Load() {
 			return false
 		}
-		if c.in.fill() != nil {
+		if c.in.fill() != nil && !c.watch.interrupted() {
 			return false
 		}
 	}
@@ -315,7 +357,7 @@ func (c *conn) serve() (keep bool) {
 	x := &c.x
 	x.begin()
 	c.served = true
-	keep = !c.req.Close && (c.at != Inbound || x.start.Before(c.peer.renew))
+	keep = !c.req.Close && !x.wantsTunnel() && (c.at != Inbound || x.start.Before(c.peer.renew))
 	if c.at == Outbound && x.f != nil {
 		c.proveOwn()
 		// The next connection is asked anew.
@@ -330,7 +372,7 @@ func (c *conn) serve() (keep bool) {
 		x.ask()
 	}
 	if x.verdict.Effect == merlon.Allow {
-		if max := x.service.MaxBody; c.req.Body == http1.BodyLength && c.req.Length > max {
+		if max := x.service.MaxBody; c.req.Body == http1.BodyLength && c.req.Length > max && x.kind != grpc.WebText {
 			x.verdict = merlon.Verdict{Reason: ReasonBodyTooLarge, Pos: x.service.Pos}
 		} else if err := c.g.cfg.Records.Reserve(); err != nil {
 			x.verdict, x.detail = deny(ReasonRecordFull), err.Error()
@@ -368,6 +410,7 @@ func (x *exchange) begin() {
 	}
 	x.service, x.operation, x.limited, x.detail, x.upstream, x.status, x.bytesIn = nil, nil, nil, "", "", 0, 0
 	x.verdict = merlon.Verdict{}
+	x.kind, x.lasting, x.events, x.web, x.deadline, x.coded = grpc.None, false, false, false, 0, false
 	x.start = time.Now()
 	x.id = ""
 	if x.at == Inbound {
@@ -376,4 +419,5 @@ func (x *exchange) begin() {
 	if x.id == "" {
 		x.id = x.g.ids.next(x.idBuf[:0])
 	}
+	x.joinTrace()
 }

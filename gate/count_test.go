@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"merlon"
+	"merlon/gate/http1"
 	"merlon/record"
 )
 
@@ -21,6 +22,20 @@ func BenchmarkCount(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		c.count(r)
+	}
+}
+
+// BenchmarkJoinTrace is what a call costs that is in no trace, and one that
+// begins one which is not sampled.
+func BenchmarkJoinTrace(b *testing.B) {
+	for name, traces := range map[string]*merlon.Traces{"off": nil, "on": {Sample: 0}} {
+		b.Run(name, func(b *testing.B) {
+			x := &exchange{f: &force{traces: traces}, req: &http1.Request{Fields: make([]http1.Field, 10)}}
+			b.ReportAllocs()
+			for b.Loop() {
+				x.joinTrace()
+			}
+		})
 	}
 }
 

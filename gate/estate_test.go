@@ -36,7 +36,7 @@ type estate struct {
 	apps    map[string]string // service -> address
 	auth    *authority.Authority
 	records map[merlon.Place]string
-	writers []*record.Writer
+	writers map[merlon.Place]*record.Writer
 	edgePEM []byte
 	files   fstest.MapFS // beside the intent
 	setup   setup
@@ -92,6 +92,7 @@ func (s setup) start(t testing.TB, text string) *estate {
 		out:     map[string]string{},
 		apps:    map[string]string{},
 		records: map[merlon.Place]string{},
+		writers: map[merlon.Place]*record.Writer{},
 		files:   s.files,
 		setup:   s,
 	}
@@ -103,7 +104,11 @@ func (s setup) start(t testing.TB, text string) *estate {
 	t.Cleanup(func() { e.auth.Close() })
 	maps.Copy(e.apps, s.addresses)
 	for name, h := range s.apps {
-		server := httptest.NewServer(h)
+		server := httptest.NewUnstartedServer(h)
+		server.Config.Protocols = new(http.Protocols)
+		server.Config.Protocols.SetHTTP1(true)
+		server.Config.Protocols.SetUnencryptedHTTP2(true)
+		server.Start()
 		t.Cleanup(server.Close)
 		e.apps[name] = server.Listener.Addr().String()
 	}
@@ -162,7 +167,7 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place) *gate.Gate {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	e.writers = append(e.writers, records)
+	e.writers[place] = records
 	g, err := gate.New(gate.Config{
 		Place:       place,
 		TrustDomain: in.TrustDomain,
@@ -201,7 +206,7 @@ func (e *estate) orders(l *intent.Loaded, place merlon.Place) *merlon.Orders {
 	}
 	for _, s := range o.Intent.Services {
 		switch {
-		case s.Name == place.Service:
+		case s.Name == place.Service, s.External:
 			o.Endpoints[s.Name] = []merlon.Endpoint{{Address: e.apps[s.Name]}}
 		default:
 			o.Endpoints[s.Name] = []merlon.Endpoint{{Address: e.in[s.Name], ID: l.Intent.SPIFFEID(s.Name)}}

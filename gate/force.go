@@ -27,12 +27,16 @@ type force struct {
 	policy   *policy.Policy
 	tokens   *jwt.Verifier // nil when nobody logs in
 	clusters map[string]*upstream.Cluster
-	names    map[string]string // outbound: the host an app says -> the service it means
-	proxies  []netip.Prefix    // whose X-Forwarded-For is believed
-	edgeTLS  *tls.Config       // edge: nil for plain HTTP
-	slashes  bool              // some service keeps encoded slashes in its segments
-	series   *series           // where its calls are counted
+	names    map[string]string       // outbound: the host an app says -> the service it means
+	proxies  []netip.Prefix          // whose X-Forwarded-For is believed
+	edgeTLS  *tls.Config             // edge: nil for plain HTTP
+	slashes  bool                    // some service keeps encoded slashes in its segments
+	locals   map[uint16]string       // outbound: local port -> the service that it leads to
+	fresh    map[uint16]net.Listener // of locals, until they are taken up
+	proxied  []netip.Prefix          // edge: whose connections begin with a PROXY protocol header
+	series   *series                 // where its calls are counted
 	since    time.Time
+	traces   *merlon.Traces // nil for none
 }
 
 // Swap puts orders in force. Either all of them take effect, or none and the
@@ -68,10 +72,15 @@ func (g *Gate) swap(o *merlon.Orders) error {
 	if err != nil {
 		return err
 	}
+	if f.traces != nil {
+		g.spans.To(f.traces.Collector)
+	}
 	g.force.Store(f)
+	g.settlePorts(f)
 	// Calls that are still streaming are asked again, also those that wait for
-	// the next piece.
+	// the next piece, and so are tunnels.
 	g.open.interrupt(streaming)
+	go g.askTunnels()
 	if old != nil {
 		old.close(f)
 	}
@@ -92,11 +101,14 @@ func (g *Gate) prepare(o *merlon.Orders, old *force) (*force, error) {
 		return nil, ds
 	}
 	f := &force{orders: o, policy: p, clusters: map[string]*upstream.Cluster{}, names: map[string]string{}, series: g.metrics.series(&o.Intent), since: time.Now()}
+	if t := o.Intent.Telemetry; t != nil {
+		f.traces = t.Traces
+	}
 	for i := range o.Intent.Services {
 		s := &o.Intent.Services[i]
 		f.slashes = f.slashes || s.Slashes
-		if s.Protocol != merlon.HTTP {
-			return nil, fmt.Errorf("service %s speaks %v; this gate speaks http only", s.Name, s.Protocol)
+		if !slices.Contains(Protocols(), s.Protocol) {
+			return nil, fmt.Errorf("service %s speaks %v; this gate does not", s.Name, s.Protocol)
 		}
 		if s.External {
 			for _, host := range s.Hosts {
@@ -106,7 +118,14 @@ func (g *Gate) prepare(o *merlon.Orders, old *force) (*force, error) {
 		}
 		f.names[s.Name] = s.Name
 	}
+	if err := f.prepareLocal(); err != nil {
+		return nil, err
+	}
 	if err := f.prepareEdge(g, old); err != nil {
+		return nil, err
+	}
+	var err error
+	if f.fresh, err = g.bindPorts(f.locals); err != nil {
 		return nil, err
 	}
 	for name, endpoints := range o.Endpoints {
@@ -121,15 +140,14 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 	if gw == nil || f.orders.Place != merlon.Edge {
 		return nil
 	}
-	for _, cidr := range gw.TrustedProxies {
-		prefix, err := netip.ParsePrefix(cidr)
-		if err != nil {
-			return fmt.Errorf("trusted proxy: %w", err)
-		}
-		f.proxies = append(f.proxies, prefix)
+	var err error
+	if f.proxies, err = prefixes(gw.TrustedProxies); err != nil {
+		return fmt.Errorf("%v: trusted proxy: %w", gw.Pos, err)
+	}
+	if f.proxied, err = prefixes(gw.ProxyProtocol); err != nil {
+		return fmt.Errorf("%v: sender of the PROXY protocol: %w", gw.Pos, err)
 	}
 	var cert *tls.Certificate
-	var err error
 	switch gw.Certificate.Kind {
 	case merlon.CertificateSelfSigned:
 		if g.cfg.EdgeCertificate == nil {
@@ -177,21 +195,38 @@ func (f *force) prepareEdge(g *Gate, old *force) error {
 
 func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoint, old *force) *upstream.Cluster {
 	retry := retryPercent(in, name)
-	if old != nil {
+	if old != nil && sameProtocol(old.orders.Intent.Service(name), in.Service(name)) {
 		if c := old.clusters[name]; c != nil {
 			c.Update(endpoints)
 			c.SetRetry(retry)
 			return c
 		}
 	}
-	return upstream.New(upstream.Config{
+	cfg := upstream.Config{
 		Name:           name,
 		Endpoints:      endpoints,
-		TLS:            g.upstreamTLS,
+		TLS:            g.tlsFor(in.Service(name)),
 		ConnectTimeout: g.cfg.Bounds.Connect,
 		RetryPercent:   retry,
 		Now:            g.clock.Now,
-	})
+	}
+	if speaksHTTP2(in, name) {
+		cfg.Mux = g.newUpMux
+		cfg.TLS = func(e merlon.Endpoint) (*tls.Config, any) {
+			config, state := g.upstreamTLS(e)
+			if config != nil {
+				config.NextProtos = []string{"h2"}
+			}
+			return config, state
+		}
+	}
+	return upstream.New(cfg)
+}
+
+// speaksHTTP2 reports whether HTTP/2 is spoken to a service, all the way.
+func speaksHTTP2(in *merlon.Intent, service string) bool {
+	s := in.Service(service)
+	return s != nil && (s.Protocol == merlon.HTTP2 || s.Protocol == merlon.GRPC)
 }
 
 func retryPercent(in *merlon.Intent, service string) int {
@@ -220,6 +255,9 @@ func (g *Gate) upstreamTLS(e merlon.Endpoint) (*tls.Config, any) {
 func (g *Gate) inboundTLS() *tls.Config {
 	c := spiffe.ServerConfig(g.cfg.Source, g.cfg.TrustDomain)
 	c.NextProtos = protocols()
+	if f := g.force.Load(); f != nil && f.speaksTCP() {
+		c.NextProtos = []string{tunnelProtocol}
+	}
 	c.DynamicRecordSizingDisabled = true
 	return c
 }
@@ -241,7 +279,9 @@ func (f *force) close(next *force) {
 }
 
 // Protocols are what this gate can serve and enforce.
-func Protocols() []merlon.Protocol { return []merlon.Protocol{merlon.HTTP} }
+func Protocols() []merlon.Protocol {
+	return []merlon.Protocol{merlon.HTTP, merlon.HTTP2, merlon.GRPC, merlon.TCP}
+}
 
 // pinned is a source whose SVID does not change.
 type pinned struct {
@@ -334,6 +374,19 @@ func (f *force) forwardedClient(peer netip.Addr, header string) netip.Addr {
 	return peer
 }
 
-func (f *force) trusts(client netip.Addr) bool {
-	return slices.ContainsFunc(f.proxies, func(p netip.Prefix) bool { return p.Contains(client) })
+func (f *force) trusts(client netip.Addr) bool { return among(f.proxies, client) }
+
+func prefixes(cidrs []string) (list []netip.Prefix, err error) {
+	for _, cidr := range cidrs {
+		prefix, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, prefix)
+	}
+	return list, nil
+}
+
+func among(list []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(addr) })
 }

@@ -8,7 +8,9 @@ import (
 	"net"
 
 	"merlon"
+	"merlon/gate/grpc"
 	"merlon/gate/http1"
+	"merlon/gate/http2"
 	"merlon/gate/upstream"
 	"merlon/internal/wire"
 )
@@ -35,6 +37,9 @@ func (c *conn) forward(keep bool) bool {
 	for attempt := 0; ; attempt++ {
 		up, f := c.send(cluster, attempt > 0)
 		if f.reason == "" {
+			if c.switched() {
+				return c.tunnel(up)
+			}
 			return c.answer(up, keep)
 		}
 		if !c.mayRetry(cluster, up, f, attempt) {
@@ -76,7 +81,12 @@ func (c *conn) awaitBody() error {
 // answer came, and the budget permits. A pooled connection that the upstream
 // had closed meanwhile is the usual cause and needs no budget.
 func (c *conn) mayRetry(cluster *upstream.Cluster, up *upstream.Conn, f failure, attempt int) bool {
-	if up == nil || attempt > 1 || f.reason != ReasonUpstreamBroken || c.up.w > 0 || !c.bodyBuffered() {
+	switch {
+	case up == nil || attempt > 1 || f.reason != ReasonUpstreamBroken || c.up.w > 0:
+		return false
+	case f.kind == upstream.Refused && (c.sendsWhole() || c.stream == nil):
+		return attempt == 0 || cluster.MayRetry()
+	case !c.sendsWhole():
 		return false
 	}
 	switch c.req.Method {
@@ -105,18 +115,36 @@ func (c *conn) send(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, fail
 	if err != nil {
 		return nil, unreachable(err)
 	}
-	c.up.conn = up.Conn
+	c.up.conn, c.upReads = up.Conn, readSide{up.Conn}
+	if c.x.kind != grpc.None {
+		c.follow(up.Conn)
+	}
+	if c.x.connects() && up.Endpoint.ID == "" {
+		c.res.Status = 200 // the service itself: there is nobody to ask
+		return up, failure{}
+	}
 	if err := c.buildRequest(up); err != nil {
 		return up, failure{reason: merlon.ReasonUnidentified, cause: err}
 	}
-	c.watch.start(c.g, up.Conn, c.x.service.Timeout, busy)
-	if !c.bodyBuffered() {
+	c.watch.start(c.g, up.Conn, c.x.within(c.x.service.Timeout), busy)
+	if !c.sendsWhole() {
 		return up, c.sendStream(up)
 	}
-	if err := c.exchange(up); err != nil {
+	if c.x.lasting {
+		c.moved.Store(c.g.clock.Nanos())
+		_, err = up.Write(c.out)
+	} else {
+		err = c.exchange(up)
+	}
+	if err != nil {
 		return up, c.broken(err, up.Reused)
 	}
 	return up, c.readHead(up)
+}
+
+// sendsWhole reports whether the request goes upstream in one piece.
+func (c *conn) sendsWhole() bool {
+	return c.bodyBuffered() && (c.x.kind != grpc.WebText || c.req.Length == 0)
 }
 
 // borrow gets a connection to the upstream: a pooled one only while the
@@ -139,6 +167,10 @@ func (c *conn) borrow(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, er
 // giveBack ends the loan of up.
 func (c *conn) giveBack(up *upstream.Conn, keep bool) {
 	c.lent = nil
+	if c.following {
+		keep = keep && !c.abandoned() // which may have moved its deadline
+		c.follow(nil)
+	}
 	up.Release(keep && (up.Wire == nil || c.nothingLeft(up)))
 }
 
@@ -169,10 +201,8 @@ func (c *conn) readHead(up *upstream.Conn) failure {
 			if n > 0 {
 				c.up.r += n
 				switch {
-				case c.res.Status == 101:
-					return invalid(errors.New("the upstream switched protocols unasked"))
-				case c.res.Status >= 200:
-					return failure{}
+				case c.res.Status == 101 || c.res.Status >= 200:
+					return c.x.judge(&c.res)
 				}
 				if interim++; interim > maxInterim {
 					return invalid(errors.New("too many interim answers"))
@@ -181,11 +211,47 @@ func (c *conn) readHead(up *upstream.Conn) failure {
 				continue
 			}
 		}
-		if err := c.up.fill(); err != nil {
+		if err := c.fillHead(up); err != nil {
+			c.res.Reset() // or the end of the next head would be looked for beyond what was seen of this
 			if errors.Is(err, errBufferFull) {
 				return invalid(errors.New("the head of the answer is too large"))
 			}
 			return c.broken(err, up.Reused)
+		}
+	}
+}
+
+// fillHead reads the next piece of a head. The time for it is running already,
+// unless nobody knows when the first message of an answer comes.
+func (c *conn) fillHead(up *upstream.Conn) error {
+	if c.x.lasting {
+		return c.await()
+	}
+	return c.up.fill()
+}
+
+// await reads the next piece of an answer that may be long in coming: new orders
+// reach the wait for it.
+func (c *conn) await() error {
+	for {
+		c.watch.start(c.g, &c.upReads, c.x.stall(c.x.lasts()), streaming)
+		// Asked after the wait is known: new orders either see it or are seen, and
+		// so is a client that has lost interest.
+		if !c.x.stillAllowed() {
+			return errRevoked
+		}
+		if own := c.ownFailure(nil); own.reason != "" {
+			return own.cause
+		}
+		err := c.up.fill()
+		if err == nil {
+			if c.x.lasts() {
+				c.moved.Store(c.g.clock.Nanos())
+			}
+			return nil
+		}
+		if errors.Is(err, io.EOF) || !c.goesOn(&c.watch, c.x.lasts()) {
+			return err
 		}
 	}
 }
@@ -203,8 +269,14 @@ func unreachable(err error) failure {
 
 // broken names an I/O error of the upstream.
 func (c *conn) broken(err error, reused bool) failure {
+	if own := c.ownFailure(err); own.reason != "" {
+		return own
+	}
 	var ne net.Error
 	if c.watch.timedOut() || errors.As(err, &ne) && ne.Timeout() {
+		if c.x.lasts() {
+			return failure{reason: ReasonTimeout, cause: errQuiet} // neither side said anything
+		}
 		return failure{ReasonTimeout, errors.New("no answer within the service's timeout"), upstream.Timeout, true}
 	}
 	if errors.Is(err, io.EOF) {
@@ -214,7 +286,51 @@ func (c *conn) broken(err error, reused bool) failure {
 	if reused && c.up.w == 0 {
 		kind = upstream.Stale
 	}
+	if _, refused := errors.AsType[*refusedError](err); refused {
+		kind = upstream.Refused
+	} else if e, ok := errors.AsType[*http2.Error](err); ok {
+		return invalid(e)
+	}
 	return failure{ReasonUpstreamBroken, err, kind, true}
+}
+
+// Why a call ended that nobody broke off.
+var (
+	errDeadline = errors.New("the deadline that came with the call has passed")
+	errQuiet    = errors.New("nothing came from either side for too long")
+)
+
+// ownFailure is why a wait for the upstream ended in err, if that was not its
+// doing: err says so, or what ended the request's body, whose end ends the wait.
+func (c *conn) ownFailure(err error) failure {
+	causes := [...]error{err, nil}
+	if c.stream != nil {
+		causes[1] = c.stream.ended()
+	}
+	for _, cause := range causes {
+		if cause == nil {
+			continue
+		}
+		for _, own := range [...]failure{
+			{reason: ReasonBodyTooLarge, cause: errBodyTooLarge},
+			{reason: ReasonBodyInvalid, cause: errClientBody},
+			{reason: ReasonClientGone, cause: errClientGone},
+			{reason: ReasonRevoked, cause: errRevoked},
+			{reason: ReasonDefect, cause: errDefect},
+		} {
+			if errors.Is(cause, own.cause) {
+				own.cause = cause
+				return own
+			}
+		}
+	}
+	switch {
+	case c.abandoned():
+		return failure{reason: ReasonClientGone, cause: errReset}
+	case c.x.late():
+		return failure{reason: ReasonDeadline, cause: errDeadline}
+	}
+	return failure{}
 }
 
 // fail answers a call that was allowed but could not be carried out.
@@ -236,32 +352,35 @@ func (c *conn) fail(up *upstream.Conn, keep bool, f failure) bool {
 
 // answer sends the upstream's answer to the client.
 func (c *conn) answer(up *upstream.Conn, keep bool) bool {
-	if s := c.stream; s != nil && !s.answered() || c.g.draining.Load() {
+	if s := c.stream; s != nil && !s.answered() || c.g.leaving.Load() {
 		keep = false // the client must not be told to go on in the middle of a body, or at the end
 	}
+	c.noteAnswer(up)
 	chunked := c.buildResponse(&keep)
 	sent, f := c.sendBody(up, chunked)
 	whole := f.reason == ""
 	switch {
 	case f.theirs:
 		up.Failed(f.kind)
-	case c.res.Status == 502 || c.res.Status == 503 || c.res.Status == 504:
+	case whole && c.x.coded && c.x.code == grpc.Unavailable, c.res.Status == 502 || c.res.Status == 503 || c.res.Status == 504:
 		up.Failed(upstream.Gateway)
 	default:
 		up.Succeeded()
 	}
 	sentAll := c.endBody()
 	c.watch.stop()
-	c.giveBack(up, whole && sentAll && c.up.r == c.up.w && !c.res.Close && c.res.Body != http1.BodyClose)
+	c.giveBack(up, whole && sentAll && c.up.r == c.up.w && !c.res.Close && c.res.Body != http1.BodyClose && !c.bodyMayFollow(up))
+	told := false
 	if !whole {
 		c.x.verdict.Reason, c.x.detail = f.reason, f.cause.Error()
 		if f.reason == ReasonRevoked {
 			c.x.verdict = deny(ReasonRevoked)
 		}
+		told = c.tell(f, chunked)
 	}
 	c.record(c.res.Status, sent)
 	switch {
-	case !whole:
+	case !whole && !told:
 		c.abort()
 	case !sentAll || !keep && c.in.r < c.in.w:
 		c.lingers = true
@@ -283,11 +402,7 @@ func (c *conn) sendBody(up *upstream.Conn, chunked bool) (sent int64, f failure)
 		}
 		c.up.r += n
 		sent += int64(len(data))
-		if chunked {
-			c.out = http1.AppendChunk(c.out, data)
-		} else {
-			c.out = append(c.out, data...)
-		}
+		c.appendData(data, chunked)
 		if n > 0 && !done && c.up.w > c.up.r {
 			continue
 		}
@@ -298,31 +413,20 @@ func (c *conn) sendBody(up *upstream.Conn, chunked bool) (sent int64, f failure)
 			c.out = c.out[:0]
 		}
 		if !done {
-			done, f = c.refill(up, b.kind)
+			done, f = c.refill(b.kind)
 		}
 		switch {
 		case f.reason != "":
 			return sent, f
 		case !done:
 			continue
-		case chunked:
-			c.appendLast()
 		}
+		c.appendLast(chunked)
+		c.noteEnd()
 		if err := c.write(c.out); err != nil {
 			return sent, clientGone(err)
 		}
 		return sent, failure{}
-	}
-}
-
-// appendLast writes to c.out the end of a chunked answer, with the upstream's
-// trailers for a client that takes them (RFC 9110 6.5.1): one of HTTP/2 always
-// does.
-func (c *conn) appendLast() {
-	if _, stream := c.net.(*lane); stream || c.req.Trailers {
-		c.out = http1.AppendTrailer(c.out, c.ending.Fields, 0)
-	} else {
-		c.out = http1.AppendLastChunk(c.out)
 	}
 }
 
@@ -332,26 +436,14 @@ func clientGone(err error) failure {
 
 // refill reads the next piece of the answer. It reports whether the body ended
 // with the connection.
-func (c *conn) refill(up *upstream.Conn, kind http1.Body) (end bool, f failure) {
-	for {
-		c.watch.start(c.g, up.Conn, c.g.cfg.Bounds.Stall, streaming)
-		// Asked after the wait is known: new orders either see it or are seen.
-		if !c.x.stillAllowed() {
-			return false, failure{reason: ReasonRevoked, cause: errRevoked}
-		}
-		err := c.up.fill()
-		switch {
-		case err == nil:
-			c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
-			return false, failure{}
-		case errors.Is(err, io.EOF) && kind == http1.BodyClose:
-			c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
-			return true, failure{}
-		case c.watch.interrupted():
-			continue
-		}
-		return false, c.broken(err, false)
+func (c *conn) refill(kind http1.Body) (end bool, f failure) {
+	err := c.await()
+	end = errors.Is(err, io.EOF) && kind == http1.BodyClose
+	if err == nil || end {
+		c.watch.start(c.g, c.net, c.x.stall(c.x.lasts()), busy)
+		return end, failure{}
 	}
+	return false, c.broken(err, false)
 }
 
 // abort ends a connection in the middle of an answer, so that no client takes
@@ -404,26 +496,9 @@ func (c *conn) sendStream(up *upstream.Conn) failure {
 	if _, err := up.Write(c.out); err != nil {
 		return c.broken(err, up.Reused)
 	}
-	c.watch.start(c.g, up.Conn, 0, answering)
+	c.watch.start(c.g, up.Conn, c.x.within(0), answering)
+	c.moved.Store(c.g.clock.Nanos())
 	c.stream = newStream(c, up)
 	go c.stream.run()
-	f := c.readHead(up)
-	if f.reason == "" {
-		return f
-	}
-	if cause := c.stream.ended(); cause != nil {
-		for _, own := range [...]failure{
-			{reason: ReasonBodyTooLarge, cause: errBodyTooLarge},
-			{reason: ReasonBodyInvalid, cause: errClientBody},
-			{reason: ReasonClientGone, cause: errClientGone},
-			{reason: ReasonRevoked, cause: errRevoked},
-			{reason: ReasonDefect, cause: errDefect},
-		} {
-			if errors.Is(cause, own.cause) {
-				own.cause = cause
-				return own
-			}
-		}
-	}
-	return f
+	return c.readHead(up)
 }

@@ -31,6 +31,7 @@ import (
 	"merlon/identity/assertion"
 	"merlon/identity/spiffe"
 	"merlon/internal/coarse"
+	"merlon/internal/otlp"
 	"merlon/record"
 )
 
@@ -49,6 +50,10 @@ type Config struct {
 	// side calls as the service, and orders that name a workload are refused.
 	Own func(net.Conn) error
 
+	// Listen opens a local port, by a name under which it may be handed on to
+	// another process; nil for net.Listen.
+	Listen func(name, address string) (net.Listener, error)
+
 	// EdgeCertificate proves the gateway's hosts when the intent leaves the
 	// certificate to Merlon. Only the edge asks for it.
 	EdgeCertificate func(hosts []string) (*tls.Certificate, error)
@@ -62,12 +67,13 @@ type Config struct {
 // Bounds are the limits that no client can push a gate beyond.
 type Bounds struct {
 	Connections          int           // open at once, for the whole gate; default 20,000
-	ConnectionsPerClient int           // from one address, at the edge; default 1,000
+	ConnectionsPerClient int           // and streams of HTTP/2 in progress, from one address, at the edge; default 1,000
 	LimitKeys            int           // clients and callers remembered by limits; default 100,000
 	Handshake            time.Duration // TLS handshake; default 10 s
 	Head                 time.Duration // from its first byte to the end of a request head; default 10 s
 	Idle                 time.Duration // between requests on one connection; default 75 s
 	Stall                time.Duration // without progress on a body, either way; default 60 s
+	Quiet                time.Duration // without a byte on what is long-lived: tunnels and streams; default 1 h
 	Connect              time.Duration // to an upstream, with its handshake; default 3 s
 }
 
@@ -79,6 +85,7 @@ func (b *Bounds) setDefaults() {
 	setDefault(&b.Head, 10*time.Second)
 	setDefault(&b.Idle, 75*time.Second)
 	setDefault(&b.Stall, 60*time.Second)
+	setDefault(&b.Quiet, time.Hour)
 	setDefault(&b.Connect, 3*time.Second)
 }
 
@@ -101,10 +108,16 @@ type Gate struct {
 	callers  *assertion.Cache // of assertions already verified
 	ids      idSource
 	open     registry
+	tunnels  tunnels
+	ports    ports
+	runners  runners
 	swapping sync.Mutex
-	draining atomic.Bool
+	leaving  atomic.Bool   // answers say that their connections end
+	draining atomic.Bool   // and connections end when they are idle
+	swept    atomic.Int64  // when the sweeper last came by, on clock
 	proofs   atomic.Uint64 // how often local callers had to prove themselves anew
 	metrics  metrics
+	spans    *otlp.Exporter
 	// placeName is the place as records have it.
 	placeName string
 }
@@ -112,6 +125,9 @@ type Gate struct {
 // New makes a gate. Serve starts it, Close ends it.
 func New(cfg Config) (*Gate, error) {
 	cfg.Bounds.setDefaults()
+	if cfg.Listen == nil {
+		cfg.Listen = func(_, address string) (net.Listener, error) { return net.Listen("tcp", address) }
+	}
 	if cfg.Source == nil || cfg.Records == nil || cfg.Log == nil {
 		return nil, errors.New("gate: Source, Records and Log are needed")
 	}
@@ -128,6 +144,7 @@ func New(cfg Config) (*Gate, error) {
 		placeName: cfg.Place.String(),
 	}
 	g.signer = assertion.NewSigner(g.signingKey, "spiffe://"+cfg.TrustDomain+"/"+cfg.Place.Workload())
+	g.spans = g.newExporter()
 	g.metrics.init(runtime.GOMAXPROCS(0), cfg.Place.Workload())
 	g.open.init(cfg.Bounds)
 	go g.sweep()
@@ -148,7 +165,9 @@ func (p Position) String() string { return [...]string{"edge", "in", "out"}[p] }
 
 // Serve accepts connections from l until l is closed or the gate drains. It
 // always returns a non-nil error; net.ErrClosed after a drain.
-func (g *Gate) Serve(l net.Listener, at Position) error {
+func (g *Gate) Serve(l net.Listener, at Position) error { return g.serve(l, at, 0) }
+
+func (g *Gate) serve(l net.Listener, at Position, port uint16) error {
 	if !g.open.addListener(l) {
 		l.Close()
 		return net.ErrClosed
@@ -157,7 +176,7 @@ func (g *Gate) Serve(l net.Listener, at Position) error {
 	for {
 		nc, err := l.Accept()
 		if err != nil {
-			if g.draining.Load() || errors.Is(err, net.ErrClosed) {
+			if g.leaving.Load() || errors.Is(err, net.ErrClosed) {
 				return net.ErrClosed
 			}
 			// Out of descriptors, or a connection gone before it was
@@ -170,26 +189,36 @@ func (g *Gate) Serve(l net.Listener, at Position) error {
 		pause = 0
 		g.metrics.accepted[at].Add(1)
 		client := clientAddress(nc)
-		if !g.open.admit(client, at == AtEdge) {
+		// Who is behind a proxy is counted once that is known.
+		perClient := at == AtEdge && !g.proxied(client)
+		if !g.open.admit(client, perClient) {
 			g.metrics.turnedAway.Add(1)
 			nc.Close()
 			continue
 		}
-		go g.serveConn(nc, at, client)
+		go g.serveConn(nc, at, client, perClient, port)
 	}
 }
 
 // Drain stops accepting, lets calls in progress finish and closes connections
 // as they fall idle, until none is left or ctx ends; then it closes the rest.
-func (g *Gate) Drain(ctx context.Context) error {
-	g.draining.Store(true)
+func (g *Gate) Drain(ctx context.Context) error { return g.Leave(ctx, 0) }
+
+// Leave is Drain for a gate whose place another one takes. For as long as
+// patience, idle connections stay, so that the answer to its next request tells
+// a client that the connection ends (RFC 9112 9.6). The request that a client
+// sends in the very moment in which its idle connection is closed is lost.
+func (g *Gate) Leave(ctx context.Context, patience time.Duration) error {
+	g.leaving.Store(true)
 	g.open.closeListeners()
+	g.open.interrupt(idle) // HTTP/2 can be told at once
+	closeIdle := time.Now().Add(patience)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for {
-		g.open.interrupt(idle)
-		if g.open.count() == 0 {
-			break
+	for g.open.count() > 0 {
+		if !time.Now().Before(closeIdle) {
+			g.draining.Store(true)
+			g.open.interrupt(idle)
 		}
 		select {
 		case <-ctx.Done():
@@ -207,6 +236,7 @@ func (g *Gate) Drain(ctx context.Context) error {
 // the calls have ended, so that their records are kept if the writer is closed
 // after the gate.
 func (g *Gate) Close() {
+	g.leaving.Store(true)
 	g.draining.Store(true)
 	g.open.closeListeners()
 	g.open.closeAll()
@@ -216,6 +246,8 @@ func (g *Gate) Close() {
 		f.close(nil)
 	}
 	g.open.awaitNone()
+	g.spans.Close()
+	g.runners.close()
 	g.open.stop()
 	g.clock.Stop()
 }

@@ -22,16 +22,19 @@ type lane struct {
 	id      uint32
 	request *http2.Request // its views hold until Close
 	whole   bool           // the request has no body
+	tunnel  bool           // the request opens one (RFC 8441)
 	refused *http2.Error   // instead of a request
+	peer    peer           // who is at the other end of the connection
 	method  string         // "HEAD", or another
 
 	cond    *sync.Cond
-	pending []byte // of the body, not yet read; bounded by the stream's window
-	used    int    // of pending
-	ended   bool   // the body has ended
-	framed  []byte // of a chunk, what Read had no room for
-	lastOut bool   // the end of a chunked body was framed
-	err     error  // why the stream has ended early
+	pending []byte   // of the body, not yet read; bounded by the stream's window
+	used    int      // of pending
+	ended   bool     // the body has ended
+	framed  []byte   // of a chunk, what Read had no room for
+	lastOut bool     // the end of a chunked body was framed
+	follows net.Conn // whose use ends when the client resets the stream
+	err     error    // why the stream has ended early
 	closed  bool
 	late    struct{ read, write bool } // a deadline has passed
 
@@ -58,6 +61,9 @@ func (m *mux) newLane(ev *http2.Event) *lane {
 	l.cond.L = &m.mu
 	if l.ended = ev.End; ev.Request != nil {
 		l.method = ev.Request.Method
+		if l.tunnel = ev.Request.Protocol != ""; l.tunnel {
+			l.method = "GET" // as the pipeline sees it
+		}
 	}
 	return l
 }
@@ -82,9 +88,10 @@ func (l *lane) run() {
 }
 
 func (l *lane) call() {
-	g, at, p := l.m.c.g, l.m.c.at, l.m.c.peer
-	c := g.newConn(l, at, p)
-	defer c.end(p.addr, false)
+	g, at := l.m.c.g, l.m.c.at
+	c := g.newConn(l, at, l.peer)
+	c.counted = at == AtEdge
+	defer c.end()
 	if !g.open.add(c) {
 		return
 	}
@@ -98,7 +105,16 @@ func (l *lane) call() {
 		c.refuseMalformed(&http1.Error{Status: status, Reason: e.Reason})
 		return
 	}
-	head := appendHead(c.in.buf[:0], l.request, l.whole)
+	head := c.in.buf[:0]
+	if l.tunnel && l.request.Protocol != websocket {
+		c.refuseMalformed(&http1.Error{Status: 501, Reason: string(ReasonUpgrade)})
+		return
+	}
+	if l.tunnel {
+		head = appendHandshake(head, l.request)
+	} else {
+		head = appendHead(head, l.request, l.whole)
+	}
 	if len(head) > len(c.in.buf) {
 		c.refuseMalformed(&http1.Error{Status: 431, Reason: "head_too_large"})
 		return
@@ -141,11 +157,35 @@ func (l *lane) take(ev *http2.Event) {
 		l.pending = append(l.pending, ev.Data...)
 	case http2.Reset:
 		l.err = errReset
+		l.letGo()
 	}
 	// Trailers come after the decision that fields are part of; like those of
 	// HTTP/1.1 they do not travel on.
 	l.ended = l.ended || ev.End
 	l.cond.Broadcast()
+}
+
+// follow makes a reset of the stream end what is waited for at up.
+func (l *lane) follow(up net.Conn) {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	if l.follows = up; l.err != nil || l.m.err != nil {
+		l.letGo()
+	}
+}
+
+// letGo ends what the client has lost interest in; m.mu is held.
+func (l *lane) letGo() {
+	if l.follows != nil {
+		l.follows.SetDeadline(past)
+	}
+}
+
+// abandoned reports whether the client has reset the stream or is gone.
+func (l *lane) abandoned() bool {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	return l.err != nil || l.m.err != nil
 }
 
 // Read reads of the request's body, framed as its head says. What is read is
@@ -183,7 +223,7 @@ func (l *lane) frame(b []byte) int {
 		n := copy(b, l.framed)
 		l.framed = l.framed[n:]
 		return n
-	case l.request.Length >= 0:
+	case l.request.Length >= 0 || l.tunnel:
 		n := copy(b, data)
 		l.consume(n)
 		return n
@@ -234,7 +274,7 @@ func (l *lane) Write(b []byte) (int, error) {
 		}
 		b = b[n:]
 	}
-	m.flushLocked()
+	m.flushSoon()
 	return total, nil
 }
 
@@ -257,6 +297,9 @@ func (l *lane) writeHead(b []byte) (used int, err error) {
 			l.head = append(l.head[:0], b...)
 		}
 		return len(b), nil
+	}
+	if l.tunnel {
+		openTunnel(&l.res)
 	}
 	if err := l.translateHead(); err != nil {
 		return 0, err
@@ -372,11 +415,13 @@ func (l *lane) Close() error {
 	if l.closed {
 		return net.ErrClosed
 	}
-	l.closed = true
+	l.closed, l.follows = true, nil
 	delete(m.lanes, l.id)
 	m.core.Consumed(l.id, len(l.pending)-l.used)
 	m.core.Done(l.id)
-	m.flushLocked()
+	if !m.soon {
+		m.flushLocked()
+	}
 	m.boundIdle()
 	return nil
 }

@@ -40,6 +40,9 @@ type live struct {
 
 // write sends b to the client.
 func (c *conn) write(b []byte) error {
+	if c.mute {
+		return nil
+	}
 	to := c.net
 	if c.live.inside {
 		if w := c.live.wire; w != nil {
@@ -53,7 +56,7 @@ func (c *conn) write(b []byte) error {
 			return nil
 		}
 	}
-	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Stall, busy)
+	c.watch.start(c.g, c.net, c.x.stall(c.x.lasts()), busy)
 	_, err := to.Write(b)
 	return err
 }

@@ -186,11 +186,11 @@ func (c *conn) serveBuffered() (served, keep bool) {
 		return false, false
 	}
 	c.in.r += n
-	if !c.bodyBuffered() {
+	if !c.bodyBuffered() || c.x.wantsTunnel() {
 		c.in.r -= n
 		return false, false
 	}
-	return true, c.serve()
+	return true, c.serve() && c.takeUnread()
 }
 
 // writeNow writes to the client what its socket takes at once. What is wrong,
@@ -290,6 +290,86 @@ func (c *conn) look() (more bool) {
 		more = errno != syscall.EAGAIN
 	})
 	return more
+}
+
+// quiet is a TCP connection whose system calls the scheduler does not hear of,
+// for who must wait for reads and for writes in different goroutines. At an
+// ordinary load a system call that it hears of often costs the goroutine its
+// processor, and another thread is woken. Reads have one user at a time, and so
+// have writes.
+type quiet struct {
+	*net.TCPConn
+	raw     syscall.RawConn
+	in, out transfer
+}
+
+// transfer is a read or write in progress.
+type transfer struct {
+	b     []byte
+	n     int
+	errno syscall.Errno
+	step  func(fd uintptr) (done bool) // made once
+}
+
+// hush makes a connection of which nobody else reads or writes quiet, if it can.
+func (g *Gate) hush(nc net.Conn) net.Conn {
+	tcp, ok := nc.(*net.TCPConn)
+	if !ok || g.cfg.Portable {
+		return nc
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nc
+	}
+	q := &quiet{TCPConn: tcp, raw: raw}
+	q.in.step = func(fd uintptr) bool {
+		t := &q.in
+		t.n, t.errno = rawRead(fd, t.b)
+		return t.errno != syscall.EAGAIN
+	}
+	q.out.step = func(fd uintptr) bool {
+		t := &q.out
+		for t.n < len(t.b) && t.errno == 0 {
+			var n int
+			n, t.errno = rawWrite(fd, t.b[t.n:])
+			t.n += n
+		}
+		if t.errno == syscall.EAGAIN {
+			t.errno = 0
+			return false // until there is room
+		}
+		return true
+	}
+	return q
+}
+
+// Read reads once.
+func (q *quiet) Read(b []byte) (int, error) {
+	t := &q.in
+	t.b, t.n, t.errno = b, 0, 0
+	err := q.raw.Read(t.step)
+	t.b = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case t.errno != 0:
+		return 0, t.errno
+	case t.n == 0 && len(b) > 0:
+		return 0, io.EOF
+	}
+	return t.n, nil
+}
+
+// Write writes all of b.
+func (q *quiet) Write(b []byte) (int, error) {
+	t := &q.out
+	t.b, t.n, t.errno = b, 0, 0
+	err := q.raw.Write(t.step)
+	t.b = nil
+	if err == nil && t.errno != 0 {
+		err = t.errno
+	}
+	return t.n, err
 }
 
 func rawRead(fd uintptr, b []byte) (int, syscall.Errno) { return rawReceive(fd, b, 0) }

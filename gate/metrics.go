@@ -249,6 +249,9 @@ func (c *conn) count(r *record.Record) {
 	}
 	to := s.cell(x)
 	class := classOf(r.Status)
+	if x.coded {
+		class = x.code.Class()
+	}
 	verdict := "deny"
 	if r.Verdict.Effect == merlon.Allow {
 		verdict = "allow"

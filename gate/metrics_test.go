@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -285,6 +286,22 @@ func TestPromtool(t *testing.T) {
 	cmd.Stdin = strings.NewReader(scrape(t, slices.Collect(maps.Values(e.gates))...).text)
 	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("promtool: %v\n%s", err, out)
+	}
+	// What the document asks in PromQL can be asked.
+	rules := "groups:\n- name: telemetry\n  rules:\n"
+	n := 0
+	for line := range strings.Lines(block(t, "../docs/telemetry.md", "promql", 1)) {
+		if !strings.HasPrefix(line, "#") {
+			n++
+			rules += fmt.Sprintf("  - record: doc:%d\n    expr: %q\n", n, strings.TrimSpace(line))
+		}
+	}
+	name := filepath.Join(t.TempDir(), "rules.yaml")
+	if err := os.WriteFile(name, []byte(rules), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(promtool, "check", "rules", name).CombinedOutput(); err != nil || n < 5 {
+		t.Errorf("promtool: %v, %d rules\n%s", err, n, out)
 	}
 }
 

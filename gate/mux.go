@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -35,6 +36,7 @@ type mux struct {
 	lanes   map[uint32]*lane
 	begun   []*lane // by the batch at hand
 	writing bool
+	soon    bool      // a lane will flush when others have had their turn
 	written sync.Cond // writing became false
 	waiting int       // lanes that wait to write
 	err     error     // why the connection has ended
@@ -81,13 +83,18 @@ func (c *conn) speaksHTTP2() bool {
 func (c *conn) beginsHTTP2(err error) bool {
 	e, ok := err.(*http1.Error)
 	_, secure := c.net.(*tls.Conn)
-	return ok && e.Reason == "http2_not_spoken" && c.at == AtEdge && !secure && !c.served
+	return ok && e.Reason == "http2_not_spoken" && c.at != Inbound && !secure && !c.served
 }
 
 // serveHTTP2 serves the connection until it is over and its calls have ended.
 func (c *conn) serveHTTP2() {
 	m := muxes.Get().(*mux)
 	m.c, m.net, m.err, m.left = c, c.net, nil, 0
+	if w := c.live.wire; w != nil {
+		w.Conn = c.g.hush(w.Conn)
+	} else {
+		m.net = c.g.hush(c.net)
+	}
 	m.reads, m.writes = readSide{c.net}, writeSide{c.net}
 	m.core.Init(http2.Config{
 		Streams:    streamsPerConn,
@@ -95,6 +102,7 @@ func (c *conn) serveHTTP2() {
 		HeaderList: bufferSize - headMargin,
 		Fields:     maxHTTP2Fields,
 		Target:     maxTarget,
+		Connect:    c.at == AtEdge,
 	})
 	err := m.read()
 	m.end(err)
@@ -178,7 +186,7 @@ func (m *mux) boundIdle() {
 // it has.
 func (m *mux) leave() bool {
 	c := m.c
-	if !c.g.draining.Load() && (c.at != Inbound || time.Now().Before(c.peer.renew)) {
+	if !c.g.leaving.Load() && (c.at != Inbound || time.Now().Before(c.peer.renew)) {
 		return false
 	}
 	m.mu.Lock()
@@ -240,10 +248,12 @@ func (m *mux) handle(ev *http2.Event) {
 	}
 }
 
-// begin starts the call of a stream, if the gate has room for it.
+// begin starts the call of a stream, if the gate has room for it. A stream is
+// work as a connection is, and counts against the same bounds: else a client
+// would have a hundred times as much of the gate over HTTP/2.
 func (m *mux) begin(l *lane) {
 	g := m.c.g
-	if !g.open.admit(m.c.peer.addr, false) {
+	if !g.open.admit(m.c.peer.addr, m.c.at == AtEdge) {
 		m.mu.Lock()
 		m.core.Reset(l.id, http2.RefusedStream) // it may be tried elsewhere (RFC 9113 8.7)
 		m.mu.Unlock()
@@ -251,8 +261,21 @@ func (m *mux) begin(l *lane) {
 		l.release()
 		return
 	}
+	if m.c.at == Outbound {
+		m.proveOwn()
+	}
+	l.peer = m.c.peer
 	m.serving.Add(1)
-	go l.run()
+	g.runners.run(l)
+}
+
+// proveOwn finds out who is at the other end, once for all calls under the same
+// orders. Only the goroutine that reads does.
+func (m *mux) proveOwn() {
+	c := m.c
+	if c.x.f = c.g.force.Load(); c.x.f != nil {
+		c.proveOwn()
+	}
 }
 
 // flush writes the core's output, unless somebody else does.
@@ -301,6 +324,20 @@ func (m *mux) flushLocked() {
 	}
 }
 
+// flushSoon is flushLocked after the goroutines that can run now: what their
+// calls have to say leaves in the same write. One of them waits for all.
+func (m *mux) flushSoon() {
+	if m.writing || m.soon {
+		return
+	}
+	m.soon = true
+	m.mu.Unlock()
+	runtime.Gosched()
+	m.mu.Lock()
+	m.soon = false
+	m.flushLocked()
+}
+
 // wake makes every lane look again; m.mu is held.
 func (m *mux) wake() {
 	for _, l := range m.lanes {
@@ -330,6 +367,9 @@ func (m *mux) endLocked(err error) {
 		m.err = err
 	}
 	m.wake()
+	for _, l := range m.lanes {
+		l.letGo()
+	}
 }
 
 // confess records why a peer was sent away: as a request that is none, like

@@ -10,6 +10,7 @@ import (
 	"merlon"
 	"merlon/gate/canon"
 	"merlon/gate/filter/limit"
+	"merlon/gate/grpc"
 	"merlon/gate/http1"
 	"merlon/gate/upstream"
 )
@@ -25,19 +26,28 @@ const (
 // Reasons of protocol and transport, beside those of the protocol core
 // (gate/http1, gate/canon) and of policy (package merlon).
 const (
-	ReasonNoOrders       merlon.Reason = "no_orders"          // the gate has no orders yet
-	ReasonRecordFull     merlon.Reason = "record_full"        // the call could not be recorded
-	ReasonBodyTooLarge   merlon.Reason = "body_too_large"     // more bytes than the service's maxBody
-	ReasonBodyInvalid    merlon.Reason = "body_invalid"       // its chunks are not well-formed
-	ReasonClientGone     merlon.Reason = "client_gone"        // the client stopped before the end of its body
-	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken" // WebSocket and other upgrades
-	ReasonUpstreamBroken merlon.Reason = "upstream_broken"    // the upstream broke off
-	ReasonUpstreamBad    merlon.Reason = "upstream_invalid"   // the upstream's answer is not strict HTTP
-	ReasonTimeout        merlon.Reason = "upstream_timeout"   // the answer did not begin in time
-	ReasonRevoked        merlon.Reason = "revoked"            // allowed when it began, not any more
-	ReasonNotOwn         merlon.Reason = "not_own_workload"   // the caller on the local side is not the gate's own service
-	ReasonPeerExpired    merlon.Reason = "peer_expired"       // the caller's certificate ended during the connection
-	ReasonDefect         merlon.Reason = "gate_defect"        // the gate met a defect of its own
+	ReasonNoOrders       merlon.Reason = "no_orders"            // the gate has no orders yet
+	ReasonRecordFull     merlon.Reason = "record_full"          // the call could not be recorded
+	ReasonBodyTooLarge   merlon.Reason = "body_too_large"       // more bytes than the service's maxBody
+	ReasonBodyInvalid    merlon.Reason = "body_invalid"         // its chunks are not well-formed
+	ReasonClientGone     merlon.Reason = "client_gone"          // the client stopped before the end of its body
+	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken"   // another protocol, or a WebSocket that the operation does not offer
+	ReasonNotGRPC        merlon.Reason = "not_grpc"             // the service speaks gRPC, and the call is none
+	ReasonGRPCTimeout    merlon.Reason = "grpc_timeout_invalid" // the deadline of a gRPC call cannot be read
+	ReasonDeadline       merlon.Reason = "deadline_exceeded"    // the deadline of a gRPC call has passed
+	ReasonUpstreamBroken merlon.Reason = "upstream_broken"      // the upstream broke off
+	ReasonUpstreamBad    merlon.Reason = "upstream_invalid"     // the upstream's answer is not strict HTTP
+	ReasonTimeout        merlon.Reason = "upstream_timeout"     // the answer did not begin in time
+	ReasonRevoked        merlon.Reason = "revoked"              // allowed when it began, not any more
+	ReasonNotOwn         merlon.Reason = "not_own_workload"     // the caller on the local side is not the gate's own service
+	ReasonPeerExpired    merlon.Reason = "peer_expired"         // the caller's certificate ended during the connection
+	ReasonDefect         merlon.Reason = "gate_defect"          // the gate met a defect of its own
+
+	ReasonWebSocketInvalid merlon.Reason = "websocket_invalid" // the handshake is not one
+	ReasonWebSocketVersion merlon.Reason = "websocket_version" // of a version that is not spoken
+	ReasonTunnel           merlon.Reason = "tunnel_wrong"      // CONNECT to what does not speak TCP, or HTTP to what does
+	ReasonTunnelBroken     merlon.Reason = "tunnel_broken"     // one side of a tunnel broke off
+	ReasonTunnelQuiet      merlon.Reason = "tunnel_quiet"      // not a byte for longer than the bound
 )
 
 // exchange is one call on its way through a gate. It lives in its connection
@@ -59,15 +69,25 @@ type exchange struct {
 	detail    string        // the cause, for the record only
 	upstream  string        // address the call was sent to, for the record only
 	bytesIn   int64         // of the request body, as far as it was read
+	trace     trace
 	start     time.Time
 	id        string
 	port      string // of the Host, with its colon; "" without one
 	status    int    // of an answer in the gate's own name, when the reason alone does not say
 
-	params  [16]merlon.Param
-	idBuf   [idLength]byte
-	pathBuf []byte
-	hostBuf [256]byte
+	kind     grpc.Kind // of the call's messages, once it is known to be one of gRPC
+	web      bool      // its answer is translated to gRPC-Web
+	code     grpc.Code // its status, once coded
+	coded    bool
+	deadline int64 // that came with it, on the gate's coarse clock; 0 for none
+	lasting  bool  // the contract says that it lasts as long as both sides like
+	events   bool  // its answer does, being made of events
+
+	params   [16]merlon.Param
+	idBuf    [idLength]byte
+	traceBuf [32]byte
+	pathBuf  []byte
+	hostBuf  [256]byte
 }
 
 const maxTarget = 8 << 10
@@ -103,7 +123,9 @@ var steps = [...]struct {
 	{"identify", (*exchange).identify},
 	{"route", (*exchange).route},
 	{"decide", (*exchange).decide},
+	{"upgrade", (*exchange).upgrade},
 	{"limit caller", (*exchange).limitCaller},
+	{"rpc", (*exchange).rpc},
 }
 
 var pass = merlon.Verdict{Effect: merlon.Pass}
@@ -136,12 +158,15 @@ func (x *exchange) canon() merlon.Verdict {
 	if n := len(x.req.Path); n > cap(x.pathBuf) && strings.IndexByte(x.req.Path, '%') >= 0 {
 		x.pathBuf = make([]byte, 0, max(2*n, 512))
 	}
+	x.call.Host, x.port = host, portOf(x.req.Host)
+	if x.connects() {
+		return pass // it has no path
+	}
 	path, err := canon.Path(x.req.Path, x.f.slashes, x.pathBuf[:0])
 	if err != nil {
 		return x.malformed(err)
 	}
-	x.call.Host, x.call.Path, x.call.Query = host, path, x.req.Query
-	x.port = portOf(x.req.Host)
+	x.call.Path, x.call.Query = path, x.req.Query
 	return pass
 }
 
@@ -182,10 +207,10 @@ func (x *exchange) limitClient() merlon.Verdict {
 	return x.spend(gw.Limit, x.g.limiter.ClientKey(merlon.GatewayName, x.from))
 }
 
-// protocol refuses what is not to be HTTP/1.1 any more. An offer of h2c may be
-// ignored (RFC 9110 7.8); other upgrades are the point of the request.
+// protocol refuses what is to be neither HTTP/1.1 nor a WebSocket. An offer of
+// h2c may be ignored (RFC 9110 7.8); other upgrades are the point of the request.
 func (x *exchange) protocol() merlon.Verdict {
-	if x.req.Upgrade != "" && !strings.EqualFold(x.req.Upgrade, "h2c") {
+	if x.req.Upgrade != "" && x.wantsTunnel() && !x.upgrades() {
 		return deny(ReasonUpgrade)
 	}
 	return pass
@@ -275,7 +300,7 @@ func (x *exchange) route() merlon.Verdict {
 		return x.routed(route.Service, route.Operation, route.Params, route.Reason)
 	}
 	if x.at == Outbound {
-		name, known := x.f.names[x.call.Host]
+		name, known := x.named()
 		if !known {
 			return deny(merlon.ReasonNoService)
 		}
@@ -289,6 +314,11 @@ func (x *exchange) routed(s *merlon.Service, o *merlon.Operation, params []merlo
 	x.service = s
 	if s != nil {
 		x.call.Service = s.Name
+		if bytes := s.Protocol == merlon.TCP; bytes != x.connects() {
+			return deny(ReasonTunnel)
+		} else if bytes {
+			x.call.Method, x.call.Host = "", "" // of the tunnel, not of the call
+		}
 	}
 	if reason != "" || o == nil {
 		return deny(reason)
@@ -296,7 +326,7 @@ func (x *exchange) routed(s *merlon.Service, o *merlon.Operation, params []merlo
 	if x.f.slashes && !s.Slashes && strings.Contains(x.call.Path, "%2F") {
 		return deny("path_encoded_slash")
 	}
-	x.operation, x.call.Operation, x.call.Params = o, o.Name, params
+	x.operation, x.call.Operation, x.call.Params, x.lasting = o, o.Name, params, o.Streams
 	return pass
 }
 
@@ -359,6 +389,10 @@ func (x *exchange) answerStatus() int {
 	return Status(x.verdict.Reason, x.call.Caller.Kind == merlon.Anyone && x.f != nil && x.f.tokens != nil)
 }
 
+// StatusGRPC is the name of the status of gRPC that says what an HTTP status says
+// of a denial.
+func StatusGRPC(status int) string { return grpc.FromHTTP(status).String() }
+
 // Status is the HTTP status of a denial. stranger says that the caller showed
 // no token to a gateway that knows logins.
 func Status(r merlon.Reason, stranger bool) int {
@@ -381,9 +415,15 @@ func Status(r merlon.Reason, stranger bool) int {
 		return 413
 	case ReasonUpgrade:
 		return 501
+	case ReasonWebSocketVersion:
+		return 426
+	case ReasonTunnel:
+		return 405
 	case upstream.ReasonNoEndpoint, upstream.ReasonConnect, upstream.ReasonClosed, ReasonUpstreamBroken, ReasonUpstreamBad:
 		return 502
-	case ReasonTimeout:
+	case ReasonNotGRPC:
+		return 415
+	case ReasonTimeout, ReasonDeadline:
 		return 504
 	case ReasonNoOrders, ReasonRecordFull, upstream.ReasonOverloaded:
 		return 503

@@ -7,8 +7,10 @@ import (
 	"unsafe"
 
 	"merlon"
+	"merlon/gate/grpc"
 	"merlon/gate/http1"
 	"merlon/gate/upstream"
+	"merlon/internal/httpfield"
 	"merlon/record"
 )
 
@@ -20,22 +22,37 @@ func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 // and framing set anew. A body that was read whole goes with it.
 func (c *conn) buildRequest(up *upstream.Conn) error {
 	x, req := &c.x, &c.req
-	out := http1.AppendRequestLine(c.out[:0], x.call.Method, x.call.Path, x.call.Query)
-	out = append(out, "Host: "...)
-	out = append(out, x.call.Host...)
-	out = append(out, x.port...)
-	out = append(out, "\r\n"...)
-	out = http1.AppendFields(out, req.Fields, ^http1.Class(0))
-	if req.Trailers {
+	var out []byte
+	if x.connects() {
+		out = x.appendConnect(c.out[:0])
+	} else {
+		out = http1.AppendRequestLine(c.out[:0], x.call.Method, x.call.Path, x.call.Query)
+		out = append(out, "Host: "...)
+		out = append(out, x.call.Host...)
+		out = append(out, x.port...)
+		out = append(out, "\r\n"...)
+		out = http1.AppendFields(out, req.Fields, ^http1.Class(0))
+	}
+	if (req.Trailers || x.kind != grpc.None) && !x.wantsTunnel() {
 		out = append(out, "TE: trailers\r\nConnection: TE\r\n"...) // RFC 9110 10.1.4
+	}
+	if x.kind != grpc.None {
+		out = x.appendRPC(out)
 	}
 	out, err := x.appendOwn(out, up)
 	if err != nil {
 		return err
 	}
-	out = http1.AppendFraming(out, req.Body, req.Length)
+	if x.upgrades() {
+		out = append(out, upgradeFields...)
+	}
+	body, whole := req.Body, c.sendsWhole()
+	if x.kind == grpc.WebText && !whole {
+		body = http1.BodyChunked // nobody knows its length before it is decoded
+	}
+	out = http1.AppendFraming(out, body, req.Length)
 	out = http1.AppendEnd(out)
-	if req.Body == http1.BodyLength && c.bodyBuffered() {
+	if req.Body == http1.BodyLength && whole {
 		out = append(out, c.in.bytes()[:req.Length]...)
 	}
 	c.out = out
@@ -49,6 +66,7 @@ func (x *exchange) appendOwn(out []byte, up *upstream.Conn) ([]byte, error) {
 		return out, nil
 	}
 	out = http1.AppendField(out, headerRequest, x.id)
+	out = x.appendTrace(out)
 	caller := &x.call.Caller
 	if caller.Client != "" {
 		out = http1.AppendField(out, "X-Forwarded-For", caller.Client)
@@ -88,25 +106,13 @@ func (x *exchange) scheme() string {
 // gets it, and decides its framing. It reports whether the body goes chunked.
 func (c *conn) buildResponse(keep *bool) (chunked bool) {
 	x, res := &c.x, &c.res
-	out := http1.AppendStatusLine(c.out[:0], res.Status, res.Reason)
-	// What another gate says of itself may pass; an app may not speak for one.
-	fromGate := x.at != Inbound && !x.service.External
-	for i := range res.Fields {
-		f := &res.Fields[i]
-		switch {
-		case f.Class&(http1.HopByHop|http1.Framing) != 0:
-		case f.Class&http1.Identity != 0 && ownName(f.Name) && (!fromGate || strings.EqualFold(f.Name, headerRequest)):
-		default:
-			out = http1.AppendField(out, f.Name, f.Value)
-		}
-	}
-	out = x.appendVerdict(out)
+	out := c.appendHead(c.out[:0])
 	switch {
 	case c.bodiless():
 		if res.Length >= 0 && res.Status != 204 {
 			out = http1.AppendFraming(out, http1.BodyLength, res.Length)
 		}
-	case res.Body == http1.BodyChunked || res.Body == http1.BodyClose:
+	case res.Body == http1.BodyChunked || res.Body == http1.BodyClose || x.web:
 		if c.req.Minor == 0 {
 			*keep = false // HTTP/1.0 knows no chunks: the end of the connection ends the body
 			break
@@ -120,6 +126,29 @@ func (c *conn) buildResponse(keep *bool) (chunked bool) {
 	return chunked
 }
 
+// appendHead writes the head of the upstream's answer, but for what frames it
+// and is about the connection.
+func (c *conn) appendHead(out []byte) []byte {
+	x, res := &c.x, &c.res
+	out = http1.AppendStatusLine(out, res.Status, res.Reason)
+	// What another gate says of itself may pass; an app may not speak for one.
+	fromGate := x.at != Inbound && !x.service.External
+	for i := range res.Fields {
+		f := &res.Fields[i]
+		switch {
+		case f.Class&(http1.HopByHop|http1.Framing) != 0:
+		case x.web && httpfield.EqualFold(f.Name, "content-type"):
+			out = append(out, "Content-Type: "...)
+			out = grpc.AppendContentType(out, x.kind, f.Value)
+			out = append(out, "\r\n"...)
+		case f.Class&http1.Identity != 0 && ownName(f.Name) && (!fromGate || strings.EqualFold(f.Name, headerRequest)):
+		default:
+			out = http1.AppendField(out, f.Name, f.Value)
+		}
+	}
+	return x.appendVerdict(out)
+}
+
 // ownName reports whether only gates may set a field of an answer.
 func ownName(name string) bool {
 	const prefix = "merlon"
@@ -130,6 +159,14 @@ func ownName(name string) bool {
 // (RFC 9112 6.3).
 func (c *conn) bodiless() bool {
 	return c.req.Method == "HEAD" || c.res.Status == 204 || c.res.Status == 304
+}
+
+// bodyMayFollow reports whether the application may yet send the body that its
+// answer has not: many answer HEAD as if it were GET. What came when the
+// connection is in the pool, and in use again, would be the answer to somebody
+// else's call, and its bytes are often a client's to choose. Gates do not err so.
+func (c *conn) bodyMayFollow(up *upstream.Conn) bool {
+	return up.Endpoint.ID == "" && (c.req.Method == "HEAD" || c.bodiless() && c.res.Length > 0)
 }
 
 // appendVerdict writes what the gate adds to every answer.
@@ -163,30 +200,35 @@ func (c *conn) refuse(keep bool) bool {
 // id under which the record has the rest. The cause is not for the caller.
 func (c *conn) respond(keep bool) bool {
 	x := &c.x
-	keep = c.endBody() && keep && !c.g.draining.Load()
-	status := x.answerStatus()
-	out := http1.AppendStatusLine(c.out[:0], status, "")
-	out = append(out, "Content-Type: application/json\r\nCache-Control: no-store\r\n"...)
-	out = append(out, "Date: "...)
+	keep = c.endBody() && keep && !c.g.leaving.Load()
+	status, kind := x.answerStatus(), x.speaks()
+	var out []byte
+	if kind == grpc.None {
+		out = http1.AppendStatusLine(c.out[:0], status, "")
+		out = append(out, "Content-Type: application/json\r\n"...)
+	} else {
+		out = http1.AppendStatusLine(c.out[:0], 200, "")
+		out = x.appendRefusal(out, kind)
+		status = 200
+	}
+	out = append(out, "Cache-Control: no-store\r\nDate: "...)
 	out = x.start.UTC().AppendFormat(out, http.TimeFormat)
 	out = append(out, "\r\n"...)
 	out = http1.AppendField(out, headerReason, string(x.verdict.Reason))
 	out = x.appendVerdict(out)
 	switch {
+	case x.verdict.Reason == ReasonWebSocketVersion:
+		out = http1.AppendField(out, "Sec-WebSocket-Version", websocketVersion) // RFC 6455 4.4
 	case x.verdict.Reason == merlon.ReasonInvalidToken:
 		out = http1.AppendField(out, "WWW-Authenticate", `Bearer error="invalid_token"`)
 	case status == 401:
 		out = http1.AppendField(out, "WWW-Authenticate", "Bearer")
 	}
-	const form = `{"reason":"","request":""}` + "\n"
-	out = http1.AppendFraming(out, http1.BodyLength, int64(len(form)+len(x.verdict.Reason)+len(x.id)))
-	out = appendConnection(out, keep, c.req.Minor)
-	if c.req.Method != "HEAD" {
-		out = append(out, `{"reason":"`...)
-		out = append(out, x.verdict.Reason...)
-		out = append(out, `","request":"`...)
-		out = append(out, x.id...)
-		out = append(out, "\"}\n"...)
+	if kind == grpc.None {
+		out = x.appendExplained(out, keep, c.req.Method, c.req.Minor)
+	} else {
+		out = http1.AppendFraming(out, http1.BodyLength, 0)
+		out = appendConnection(out, keep, c.req.Minor)
 	}
 	c.out = out
 	// The record goes first: nobody learns of a denial before the record does.
@@ -194,6 +236,21 @@ func (c *conn) respond(keep bool) bool {
 	err := c.write(out)
 	c.lingers = !keep && err == nil
 	return keep && err == nil
+}
+
+// appendExplained ends the head of a refusal, and says in its body what it is.
+func (x *exchange) appendExplained(out []byte, keep bool, method string, minor int) []byte {
+	const form = `{"reason":"","request":""}` + "\n"
+	out = http1.AppendFraming(out, http1.BodyLength, int64(len(form)+len(x.verdict.Reason)+len(x.id)))
+	out = appendConnection(out, keep, minor)
+	if method == "HEAD" {
+		return out
+	}
+	out = append(out, `{"reason":"`...)
+	out = append(out, x.verdict.Reason...)
+	out = append(out, `","request":"`...)
+	out = append(out, x.id...)
+	return append(out, "\"}\n"...)
 }
 
 // endBody puts the request body behind: it reports whether the next bytes from
@@ -281,11 +338,16 @@ func (c *conn) record(status int, sent int64) {
 		Duration:   int64(time.Since(x.start)),
 		BytesIn:    x.bytesIn,
 		BytesOut:   sent,
+		Trace:      x.traceText(),
+	}
+	if x.coded {
+		r.GRPC = x.code.String()
 	}
 	if x.f != nil {
 		r.Intent = x.f.orders.Of[:min(len(x.f.orders.Of), intentLength)]
 	}
 	c.count(r)
+	x.traced(r)
 	var err error
 	if c.reserved {
 		c.reserved = false

@@ -11,6 +11,7 @@ import (
 
 	"merlon/gate/upstream"
 	"merlon/internal/exposition"
+	"merlon/internal/otlp"
 	"merlon/record"
 )
 
@@ -52,6 +53,7 @@ type look struct {
 	streams  [positions]uint64
 	clusters []clusterLook
 	records  record.Stats
+	spans    otlp.Stats
 }
 
 // clusterLook is all endpoints of a service together.
@@ -64,7 +66,7 @@ type clusterLook struct {
 }
 
 func (g *Gate) look() *look {
-	l := &look{g: g, now: time.Now(), force: g.force.Load(), place: g.metrics.place, records: g.cfg.Records.Stats()}
+	l := &look{g: g, now: time.Now(), force: g.force.Load(), place: g.metrics.place, records: g.cfg.Records.Stats(), spans: g.spans.Stats()}
 	l.cells = g.metrics.all()
 	g.open.eachConn(func(c *conn) {
 		if c.lane {
@@ -184,6 +186,15 @@ var families = [...]struct {
 		}
 		w.Count(l.place, failing)
 	}},
+
+	{"merlon_spans_exported_total", exposition.Counter, "Spans that the collector has taken.", func(l *look, w *exposition.Writer) { w.Count(l.place, l.spans.Exported) }},
+	{"merlon_spans_dropped_total", exposition.Counter, "Spans that were not: for want of room, for want of an answer, or because the collector rejected them.", func(l *look, w *exposition.Writer) {
+		w.Count(l.place.With("why", "full"), l.spans.Full)
+		w.Count(l.place.With("why", "lost"), l.spans.Lost)
+		w.Count(l.place.With("why", "rejected"), l.spans.Rejected)
+	}},
+	{"merlon_spans_attempts_failed_total", exposition.Counter, "Attempts to send spans that failed.", func(l *look, w *exposition.Writer) { w.Count(l.place, l.spans.Failures) }},
+	{"merlon_spans_queued", exposition.Gauge, "Spans that wait to be sent.", func(l *look, w *exposition.Writer) { w.Count(l.place, l.spans.Queued) }},
 }
 
 // each writes one series for every position.

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"merlon/gate/grpc"
 	"merlon/gate/http1"
 	"merlon/gate/upstream"
 )
@@ -24,7 +25,13 @@ type stream struct {
 	taken    int64         // bytes of the body that were read; valid after done
 	begun    atomic.Bool   // the answer has begun
 	last     atomic.Bool   // the end of the body is being written, or was
+	reads    readSide      // of the client
 	buf, out []byte
+
+	room     int64 // bytes of the body that the service still takes
+	messages grpc.Messages
+	text     grpc.Text
+	decoded  []byte // of text
 }
 
 // streams keeps the memory of streams that have ended.
@@ -34,13 +41,15 @@ var streams = sync.Pool{New: func() any {
 
 func newStream(c *conn, up *upstream.Conn) *stream {
 	s := streams.Get().(*stream)
-	s.c, s.up, s.done = c, up, make(chan struct{})
+	s.c, s.up, s.done, s.reads = c, up, make(chan struct{}), readSide{c.net}
+	s.room = c.x.service.MaxBody
 	return s
 }
 
 // release gives the memory back. The goroutine has ended.
 func (s *stream) release() {
-	s.c, s.up, s.done, s.err, s.rest, s.taken = nil, nil, nil, nil, nil, 0
+	s.c, s.up, s.done, s.err, s.rest, s.taken, s.reads = nil, nil, nil, nil, nil, 0, readSide{}
+	s.messages, s.text = grpc.Messages{}, grpc.Text{}
 	s.begun.Store(false)
 	s.last.Store(false)
 	streams.Put(s)
@@ -65,7 +74,7 @@ func (s *stream) run() {
 	s.err = s.guarded()
 	c.bodyWatch.stop()
 	if s.err == nil || errors.Is(s.err, errUpstream) {
-		c.watch.restart(c.g, up.Conn, c.x.service.Timeout, answering)
+		c.watch.restart(c.g, up.Conn, c.x.within(c.x.service.Timeout), answering)
 		close(s.done)
 		return
 	}
@@ -98,7 +107,7 @@ func (s *stream) ended() error {
 // for the body. It reports whether the whole body was sent before.
 func (s *stream) answered() bool {
 	s.begun.Store(true)
-	s.c.bodyWatch.restart(s.c.g, s.up.Conn, s.c.g.cfg.Bounds.Stall, busy)
+	s.c.bodyWatch.restart(s.c.g, s.up.Conn, s.c.x.stall(s.c.x.lasting), busy)
 	if s.last.Load() {
 		// An answer can be quicker than the goroutine that has just written the
 		// end of the body; the connection would be closed for nothing.
@@ -118,10 +127,8 @@ func (s *stream) answered() bool {
 func (s *stream) copy() error {
 	c := s.c
 	b := body{kind: c.req.Body, left: c.req.Length}
-	room := c.x.service.MaxBody
-	defer func() { s.taken = c.x.service.MaxBody - max(room, 0) }()
 	for in := c.in.bytes(); ; {
-		out, used, done, err := b.recode(s.out[:0], in, &room)
+		out, used, done, err := s.recode(&b, s.out[:0], in)
 		if err != nil {
 			return err
 		}
@@ -145,17 +152,19 @@ func (s *stream) copy() error {
 
 // recode appends to out the part of a body that in holds, framed anew, and
 // tells how much of in that was and whether the body is complete.
-func (b *body) recode(out, in []byte, room *int64) (_ []byte, used int, done bool, err error) {
+func (s *stream) recode(b *body, out, in []byte) (_ []byte, used int, done bool, err error) {
+	chunked := b.kind == http1.BodyChunked || s.c.x.kind == grpc.WebText
 	for used < len(in) && !done {
 		var n int
 		var data []byte
 		if n, data, done, err = b.next(in[used:]); err != nil {
 			return out, used, false, fmt.Errorf("%w: %w", errClientBody, err)
 		}
-		if *room -= int64(len(data)); *room < 0 {
-			return out, used, false, errBodyTooLarge
+		s.taken += int64(len(data))
+		if data, err = s.check(data, done); err != nil {
+			return out, used, false, err
 		}
-		if used += n; b.kind == http1.BodyChunked {
+		if used += n; chunked {
 			out = http1.AppendChunk(out, data)
 		} else {
 			out = append(out, data...)
@@ -164,10 +173,37 @@ func (b *body) recode(out, in []byte, room *int64) (_ []byte, used int, done boo
 			break
 		}
 	}
-	if done && b.kind == http1.BodyChunked {
+	if done && chunked {
 		out = http1.AppendLastChunk(out)
 	}
 	return out, used, done, nil
+}
+
+// check decodes a piece of the body, if it is text, and bounds it: as a whole, or
+// each message of a call that lasts.
+func (s *stream) check(data []byte, done bool) (_ []byte, err error) {
+	x := &s.c.x
+	if x.kind == grpc.WebText {
+		if s.decoded, err = s.text.Append(s.decoded[:0], data); err != nil {
+			return nil, fmt.Errorf("%w: %w", errClientBody, err)
+		}
+		if data = s.decoded; done && !s.text.Whole() {
+			return nil, fmt.Errorf("%w: %w", errClientBody, grpc.ErrText)
+		}
+	}
+	if x.kind == grpc.None || !x.lasting {
+		if s.room -= int64(len(data)); s.room < 0 {
+			return nil, errBodyTooLarge
+		}
+		return data, nil
+	}
+	switch err = s.messages.Scan(data, x.service.MaxBody); err {
+	case nil:
+		return data, nil
+	case grpc.ErrTooLarge:
+		return nil, errBodyTooLarge
+	}
+	return nil, fmt.Errorf("%w: %w", errClientBody, err)
 }
 
 // write sends a piece to the upstream, which has the service's timeout to take
@@ -177,9 +213,13 @@ func (s *stream) write(out []byte) error {
 	if len(out) == 0 {
 		return nil
 	}
-	c.bodyWatch.start(c.g, s.up.Conn, c.x.service.Timeout, busy)
+	bound := c.x.within(c.x.service.Timeout)
+	if c.x.lasting {
+		bound = c.x.stall(true)
+	}
+	c.bodyWatch.start(c.g, s.up.Conn, bound, busy)
 	if s.begun.Load() {
-		c.bodyWatch.restart(c.g, s.up.Conn, c.g.cfg.Bounds.Stall, busy)
+		c.bodyWatch.restart(c.g, s.up.Conn, c.x.stall(c.x.lasting), busy)
 	}
 	switch _, err := s.up.Write(out); {
 	case err == nil:
@@ -195,15 +235,18 @@ func (s *stream) write(out []byte) error {
 func (s *stream) read(buf []byte) (int, error) {
 	c := s.c
 	for {
-		c.bodyWatch.start(c.g, c.net, c.g.cfg.Bounds.Stall, streaming)
+		c.bodyWatch.start(c.g, &s.reads, c.x.stall(c.x.lasting), streaming)
 		if !c.x.stillAllowed() {
 			return 0, errRevoked
 		}
 		n, err := c.net.Read(buf)
 		switch {
 		case n > 0:
+			if c.x.lasting {
+				c.moved.Store(c.g.clock.Nanos())
+			}
 			return n, nil
-		case err != nil && !c.bodyWatch.interrupted():
+		case err != nil && !c.goesOn(&c.bodyWatch, c.x.lasting):
 			return 0, errClientGone
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 )
@@ -163,7 +164,8 @@ type registry struct {
 	clients   map[netip.Addr]int
 	admitted  int
 	listeners []net.Listener
-	closed    bool
+	deaf      bool      // no listener is added any more
+	closed    bool      // and nothing is admitted
 	empty     sync.Cond // admitted became 0
 	done      chan struct{}
 	stopOnce  sync.Once
@@ -190,6 +192,19 @@ func (r *registry) admit(client netip.Addr, perClient bool) bool {
 		r.clients[client]++
 	}
 	r.admitted++
+	return true
+}
+
+// admitClient counts a connection that was admitted already for the client that
+// it turned out to be from.
+func (r *registry) admitClient(client netip.Addr) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	client = sameClient(client)
+	if r.clients[client] >= r.bounds.ConnectionsPerClient {
+		return false
+	}
+	r.clients[client]++
 	return true
 }
 
@@ -247,11 +262,24 @@ func (r *registry) count() int {
 func (r *registry) addListener(l net.Listener) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
+	if r.deaf {
 		return false
 	}
 	r.listeners = append(r.listeners, l)
 	return true
+}
+
+// forget leaves the closing of l to whoever asks.
+func (r *registry) forget(l net.Listener) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.listeners = slices.DeleteFunc(r.listeners, func(other net.Listener) bool { return other == l })
+}
+
+func (r *registry) listens() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.listeners) > 0
 }
 
 func (r *registry) closeListeners() {
@@ -260,7 +288,7 @@ func (r *registry) closeListeners() {
 	for _, l := range r.listeners {
 		l.Close()
 	}
-	r.listeners = nil
+	r.listeners, r.deaf = nil, true
 }
 
 func (r *registry) each(f func(*watch)) {
@@ -301,7 +329,9 @@ func (g *Gate) sweep() {
 			return
 		case <-tick.C:
 			now := g.clock.Nanos()
+			g.swept.Store(now)
 			g.open.each(func(w *watch) { w.expire(now) })
+			g.runners.trim()
 			if !g.cfg.Portable {
 				g.open.eachConn(func(c *conn) { c.watch.look(c.look) })
 			}

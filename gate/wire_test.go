@@ -113,3 +113,5 @@ func readRequest(r *bufio.Reader) *http.Request {
 	}
 	return req
 }
+
+func bufioReader(text string) *bufio.Reader { return bufio.NewReader(strings.NewReader(text)) }

@@ -17,6 +17,7 @@ const (
 	defaultTimeout = 15 * time.Second
 	defaultRetry   = 20
 	defaultMaxBody = 1 << 20
+	defaultSample  = 10_000 // of a million
 )
 
 // estate is what all files say together, before names are resolved. Values in
@@ -26,6 +27,7 @@ type estate struct {
 	trustDomain string
 	mode        merlon.Mode
 	gateway     *merlon.Gateway
+	telemetry   *merlon.Telemetry
 	logins      []*loginDef
 	services    []*serviceDef
 	guardrails  []guardrailDef
@@ -53,12 +55,16 @@ type serviceDef struct {
 	hosts    []word
 	inline   []operationDef
 	rules    []*ruleDef
-	sign     *word           // the first thing by which it is recognised
-	operated *word           // the key operations
+	sign     *word  // the first thing by which it is recognised
+	operated *word  // the key operations
+	sockets  []word // operations that may become WebSockets, or all
+	ports    []portDef
 	unsure   bool            // some operation could not be read
 	all      []string        // the names of all operations
 	index    map[string]bool // the same
 }
+
+type portDef struct{ service, port word }
 
 type operationDef struct{ name, value word }
 
@@ -112,7 +118,7 @@ func (e *estate) read(s *source, lang *shape) {
 	}
 	for _, f := range d.fields(s.root) {
 		switch f.key.Value {
-		case "trustDomain", "mode", "gateway":
+		case "trustDomain", "mode", "gateway", "telemetry":
 			if s.name != rootFile {
 				d.fail(f.key, codeRootOnly, "move it to "+rootFile+", so that nobody changes the whole estate from the file of one service",
 					"%s is about the whole estate", f.key.Value)
@@ -126,6 +132,8 @@ func (e *estate) read(s *source, lang *shape) {
 			d.mode = modeOf(f.value)
 		case "gateway":
 			d.readGateway(f)
+		case "telemetry":
+			d.readTelemetry(f.value)
 		case "services", "external":
 			for _, s := range d.fields(f.value) {
 				d.readService(s, f.key.Value == "external")
@@ -189,6 +197,8 @@ func (d *decoder) readGateway(f field) {
 			g.MinTLS = v.Value
 		case "trustedProxies":
 			g.TrustedProxies = d.distinct(d.words(v), "range")
+		case "proxyProtocol":
+			g.ProxyProtocol = d.distinct(d.words(v), "range")
 		case "login":
 			for _, l := range d.fields(v) {
 				d.readLogin(l)
@@ -197,6 +207,20 @@ func (d *decoder) readGateway(f field) {
 			g.Limit, _ = d.readLimit(v, merlon.PerClient)
 		}
 	}
+}
+
+func (d *decoder) readTelemetry(n *yaml.Node) {
+	d.telemetry = new(merlon.Telemetry)
+	traces := d.get(n, "traces")
+	if traces == nil {
+		return
+	}
+	t := &merlon.Traces{Pos: d.word(traces).pos, Collector: strings.TrimRight(d.text(traces, "collector"), "/"), Sample: defaultSample}
+	if v := d.get(traces, "sample"); v != nil {
+		t.Sample, _ = parseSample(v.Value)
+	}
+	t.Trust = d.text(traces, "trust") == "true"
+	d.telemetry.Traces = t
 }
 
 // distinct takes the texts of words, of which none may come twice.
@@ -301,6 +325,13 @@ func (d *decoder) readService(f field, external bool) {
 			s.unsure = s.unsure || len(good)*2 < len(v.Content)
 			for _, o := range good {
 				s.inline = append(s.inline, operationDef{d.word(o.key), d.word(o.value)})
+			}
+		case "webSockets":
+			s.sockets = d.words(v)
+			d.distinct(s.sockets, "operation")
+		case "localPorts":
+			for _, p := range d.fields(v) {
+				s.ports = append(s.ports, portDef{d.word(p.key), d.word(p.value)})
 			}
 		case "protocol":
 			s.protocol = &w

@@ -10,6 +10,7 @@ import (
 
 	"merlon"
 	"merlon/contract"
+	"merlon/contract/route"
 )
 
 // resolve gives every name its meaning, and reports those that have none.
@@ -32,10 +33,12 @@ func (e *estate) resolve(rec *recorder) {
 	for _, s := range e.services {
 		e.resolveOperations(s, rec)
 		e.resolveHosts(s)
+		e.resolveSockets(s)
 	}
 	e.resolveUnique()
 	for _, s := range e.services {
 		e.resolveRules(s)
+		e.resolvePorts(s)
 	}
 	e.resolveGuardrails()
 	for i := range e.tests {
@@ -52,7 +55,7 @@ func (e *estate) resolve(rec *recorder) {
 
 // intent is the whole, once nothing is wrong with it.
 func (e *estate) intent() *merlon.Intent {
-	in := &merlon.Intent{TrustDomain: e.trustDomain, Mode: e.mode, Gateway: e.gateway}
+	in := &merlon.Intent{TrustDomain: e.trustDomain, Mode: e.mode, Gateway: e.gateway, Telemetry: e.telemetry}
 	for _, l := range e.logins {
 		in.Gateway.Logins = append(in.Gateway.Logins, l.LoginRule)
 	}
@@ -167,7 +170,7 @@ func (e *estate) resolveOperations(s *serviceDef, rec *recorder) {
 		return
 	}
 	for _, d := range s.inline {
-		o, err := contract.ParseInline(d.value.text)
+		o, err := route.ParseInline(d.value.text)
 		if err != nil {
 			message, hint, _ := strings.Cut(err.Error(), "; ")
 			if hint == "" {
@@ -187,14 +190,14 @@ func (e *estate) resolveOperations(s *serviceDef, rec *recorder) {
 		s.Operations = append(s.Operations, o)
 	}
 	if s.contract != nil && len(s.inline) > 0 || len(s.inline) > 1 {
-		routes := make([]contract.Route, len(s.Operations))
+		routes := make([]route.Route, len(s.Operations))
 		for i, o := range s.Operations {
-			routes[i] = contract.Route{Method: o.Method, Path: o.Path, Pos: o.Pos, Name: o.Name}
+			routes[i] = route.Route{Method: o.Method, Path: o.Path, Pos: o.Pos, Name: o.Name}
 		}
-		_, ds := contract.NewRouter(routes)
+		_, ds := route.NewRouter(routes)
 		e.report.ds = append(e.report.ds, ds...)
 	}
-	if s.External && s.contract == nil && s.operated == nil {
+	if s.External && s.contract == nil && s.operated == nil && s.Protocol != merlon.TCP {
 		s.Operations = []merlon.Operation{
 			{Name: "any", Method: "*", Path: "/{rest...}", Params: []merlon.ParamSpec{{Name: "rest", In: merlon.InPath, Required: true}}, Pos: s.Pos},
 			{Name: "root", Method: "*", Path: "/", Pos: s.Pos},
@@ -223,6 +226,8 @@ func (e *estate) readContract(s *serviceDef, rec *recorder) {
 	}
 	s.Operations = slices.Clone(c.Operations)
 	switch {
+	case s.Protocol == merlon.HTTP2 && c.Protocol == merlon.HTTP:
+		// A contract for HTTP does not say which version is read.
 	case s.protocol != nil && s.Protocol != c.Protocol:
 		e.report.add(*s.protocol, codeContradiction, "remove the protocol: the contract says it", []merlon.Pos{s.contract.pos},
 			"protocol is %v here and %v in the contract", s.Protocol, c.Protocol)
@@ -235,7 +240,14 @@ func (e *estate) readContract(s *serviceDef, rec *recorder) {
 
 func (e *estate) resolveHosts(s *serviceDef) {
 	switch {
+	case s.External && s.Protocol == merlon.TCP:
+		e.resolveTarget(s)
 	case s.External:
+		for _, h := range s.hosts {
+			if p := publicHost(h.text); p != nil {
+				e.report.problem(h, p)
+			}
+		}
 		if len(s.Addresses) == 0 {
 			for _, h := range s.Hosts {
 				s.Addresses = append(s.Addresses, "dns:"+h+":443")

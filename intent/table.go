@@ -34,6 +34,9 @@ func language() *shape {
 		{name: "guardrails", shape: &shape{list: &shape{object: guardrailKeys()}, empty: true},
 			doc:     "Denials that the owner of a service cannot lift. They go before every rule, also in shadow mode.",
 			example: inGuardrail("")},
+		{name: "telemetry", shape: telemetryShape(),
+			doc:     "What gates tell unasked about the calls that pass them; metrics are there to be asked for, whatever stands here. Stands in `merlon.yaml` only.",
+			example: inTraces("")},
 		{name: "tests", shape: &shape{list: &shape{object: testKeys()}, empty: true},
 			doc:     "What must be true of the whole: `check`, `plan` and `apply` fail when a test does.",
 			example: inTest("expect: allow")},
@@ -108,6 +111,10 @@ func gatewayShape(limit *shape) *shape {
 			doc:     "Addresses of proxies in front of the gateway. Only from them is X-Forwarded-For believed; without this key it is removed.",
 			shape:   &shape{list: &shape{text: &text{what: "ranges such as 10.0.0.0/8", check: cidr, code: codeAddress}}, empty: true},
 			example: inGateway("trustedProxies: [10.0.0.0/8, \"fd00::/8\"]")},
+		{name: "proxyProtocol",
+			doc:     "Addresses of proxies whose connections begin with a header of the PROXY protocol, version 1 or 2, and must: it says who the client is. From all others it is never read.",
+			shape:   &shape{list: &shape{text: &text{what: "ranges such as 10.0.0.0/8", check: cidr, code: codeAddress}}, empty: true},
+			example: inGateway("proxyProtocol: [10.0.0.0/8]")},
 		{name: "login",
 			doc:     "Groups of people or programs outside, by name. A caller belongs to a login by a JWT bearer token of its issuer and audience.",
 			shape:   &shape{dict: &shape{object: loginKeys()}, names: nameText("login")},
@@ -115,6 +122,31 @@ func gatewayShape(limit *shape) *shape {
 		{name: "limit", shape: limit,
 			doc:     "How often a client may call, whatever it calls. Short for a mapping with only `rate`.",
 			example: inGateway("limit: 100/s")},
+	}}
+}
+
+func telemetryShape() *shape {
+	return &shape{object: []key{
+		{name: "traces",
+			doc: "Spans of calls, for an OpenTelemetry collector; see docs/telemetry.md.",
+			shape: &shape{object: []key{
+				{name: "collector", required: true,
+					doc:     "Base URL of the collector, to which gates send OTLP over HTTP: spans go to `/v1/traces` below it. Every gate must reach it.",
+					shape:   &shape{text: &text{what: "a URL such as http://127.0.0.1:4318", check: collectorURL, code: codeURL}},
+					example: inTraces("")},
+				{name: "sample", def: "1%",
+					doc: "Of how many calls the trace is sampled. It is decided where the trace begins, mostly at the gateway, and holds for the whole of it.",
+					shape: &shape{text: &text{what: "a percentage such as 1% or 0.05%", pattern: `^(100(\.0{1,4})?|[0-9]{1,2}(\.[0-9]{1,4})?)%$`, check: func(s string) *problem {
+						_, p := parseSample(s)
+						return p
+					}}},
+					example: inTraces("sample: 0.5%")},
+				{name: "trust", def: "false",
+					doc:     "Lets clients of the gateway choose the trace that their call belongs to, and whether it is sampled. Otherwise the gateway begins a trace of its own, with a link to theirs.",
+					shape:   &shape{text: &text{what: "true or false", enum: []string{"true", "false"}, number: true}},
+					example: inTraces("trust: true")},
+			}},
+			example: inTraces("")},
 	}}
 }
 
@@ -150,13 +182,19 @@ func serviceKeys(operations, callers *shape) []key {
 		{name: "operations", shape: operations,
 			doc:     "Operations named here, for a service without a contract or beside it: `METHOD /path`, with `{name}` for one segment, `{name...}` at the end for all that follow, and `?a&b` for the query parameters that conditions may use.",
 			example: "trustDomain: shop.example\nservices:\n  catalog:\n    operations:\n      browse: GET /products/{id}\n      search: GET /products?q&page\n"},
+		{name: "webSockets", shape: &shape{text: &text{what: "all", enum: []string{"all"}}, list: &shape{text: &text{what: "operations", check: shortText}}},
+			doc:     "The operations with GET that may become a WebSocket, or `all` of them. Of all others a WebSocket is refused.",
+			example: "trustDomain: shop.example\nservices:\n  web: {}\n  chat:\n    operations: {room: \"GET /rooms/{id}\"}\n    webSockets: [room]\n    callers: {web: all}\n"},
 		{name: "protocol", def: "what the contract says, else `http`",
-			doc:     "What the service speaks. `tcp` is bytes: rules for it are about identity alone and say `all`.",
-			shape:   &shape{text: &text{what: "http, grpc or tcp", enum: []string{"http", "grpc", "tcp"}}},
+			doc:     "What the service speaks. `http` is HTTP read as HTTP/1.1, `http2` as HTTP/2: without TLS between a service and its gate, and known beforehand. `grpc` is what a protobuf contract says. `tcp` is bytes, as of databases and queues: rules for it are about identity alone and say `all`, and it is called through `localPorts` or by CONNECT.",
+			shape:   &shape{text: &text{what: "http, http2, grpc or tcp", enum: []string{"http", "http2", "grpc", "tcp"}}},
 			example: "trustDomain: shop.example\nservices:\n  payments: {}\n  ledger:\n    protocol: tcp\n    callers: {payments: all}\n"},
 		{name: "callers", shape: callers,
 			doc:     "Who may call this service: a service, a login, or `anyone` (everyone who comes through the gateway, with or without a login). What they may call: `all`, a list of operations, a mapping with conditions, or a list of such mappings. Who is not here is denied.",
 			example: callersExample("callers:\n  anyone: [health]\n  web: all\n  staff:\n    operations: [getOrder]\n    when: claims.role == \"support\"")},
+		{name: "localPorts", shape: &shape{dict: &shape{text: &text{what: "a port", integer: true, check: portNumber}}, names: nameText("service"), empty: true},
+			doc:     "Services with `protocol: tcp` that this one calls, and the port of the loopback address (127.0.0.1) on which its gate offers each.",
+			example: "trustDomain: shop.example\nservices:\n  payments:\n    localPorts: {ledger: 15432}\n  ledger:\n    protocol: tcp\n    callers: {payments: all}\n"},
 		{name: "hosts", def: "every host of the gateway", shape: hostShape("hosts of the gateway", host),
 			doc:     "The hosts of the gateway on which this service's operations appear.",
 			example: "trustDomain: shop.example\ngateway:\n  hosts: [shop.example, api.shop.example]\nservices:\n  orders:\n    contract: orders/openapi.yaml\n    hosts: [api.shop.example]\n    callers: {anyone: all}\n"},
@@ -302,8 +340,8 @@ func callersShape(limit *shape) *shape {
 
 func externalKeys(operations, callers *shape) []key {
 	own := []key{
-		{name: "hosts", required: true, shape: hostShape("public host names", publicHost),
-			doc:     "The names under which it is called, and for which it has a public certificate.",
+		{name: "hosts", required: true, shape: &shape{list: &shape{text: &text{what: "public host names", check: externalHost, code: codeHost, pattern: `^(\[[0-9a-f:.]+\]|[a-z0-9\-.]+)(:[1-9][0-9]*)?$`}}},
+			doc:     "The names under which it is called, and for which it has a public certificate. With `protocol: tcp` one host with its port, which is 443 if left out.",
 			example: inExternal("")},
 	}
 	for _, k := range serviceKeys(operations, callers) {
@@ -315,7 +353,12 @@ func externalKeys(operations, callers *shape) []key {
 		case "operations":
 			k.doc = "What may be called there, as for a service. Left out together with `contract`, there are two operations: `any`, every method and path, and `root`, every method at `/`."
 			k.example = inExternal("operations: {charge: POST /v1/charges}")
-		case "contract", "callers", "zone", "mode", "timeout", "retries", "maxBody", "slashes":
+		case "protocol":
+			k.doc = "What it speaks. `tcp` is bytes, reached through `localPorts` of a caller or by CONNECT to exactly the host and the port: the gate adds no TLS."
+			k.def = "`http`"
+			k.shape = &shape{text: &text{what: "http or tcp", enum: []string{"http", "tcp"}}}
+			k.example = "trustDomain: shop.example\nservices:\n  payments:\n    localPorts: {archive: 15432}\nexternal:\n  archive:\n    hosts: [db.example.com:5432]\n    protocol: tcp\n    callers: {payments: all}\n"
+		case "contract", "webSockets", "callers", "zone", "mode", "timeout", "retries", "maxBody", "slashes":
 			k.see = "services.NAME." + k.name
 			k.example = ""
 		default:
@@ -362,6 +405,14 @@ func indent(lines, by string) string {
 
 func inGateway(lines string) string {
 	return "trustDomain: shop.example\ngateway:\n  hosts: [shop.example]\n" + indent(lines, "  ")
+}
+
+func inTraces(lines string) string {
+	text := "collector: http://127.0.0.1:4318"
+	if lines != "" {
+		text += "\n" + lines
+	}
+	return "trustDomain: shop.example\ntelemetry:\n  traces:\n" + indent(text, "    ")
 }
 
 func inLogin(lines string) string {

@@ -193,6 +193,25 @@ func parsePercent(s string) (int, *problem) {
 	return n, nil
 }
 
+// parseSample reads a share of calls, 0% to 100%, with up to four decimals. It
+// returns how many of a million that are.
+func parseSample(s string) (int, *problem) {
+	fail := func(hint string) (int, *problem) {
+		return 0, &problem{codeValue, fmt.Sprintf("%q is not a percentage", clip(s)), hint}
+	}
+	number, found := strings.CutSuffix(s, "%")
+	if !found && !strings.ContainsFunc(s, func(c rune) bool { return c != '.' && (c < '0' || c > '9') }) {
+		return fail(fmt.Sprintf("write the percent sign: %s%%", clip(s)))
+	}
+	whole, part, point := strings.Cut(number, ".")
+	digits := whole + part + strings.Repeat("0", max(4-len(part), 0))
+	n, err := strconv.ParseUint(digits, 10, 32)
+	if err != nil || !found || whole == "" || point && part == "" || len(part) > 4 || len(whole) > 2 && whole != "100" || n > 1_000_000 {
+		return fail("write a number from 0 to 100 with at most four decimals and a percent sign, such as 1% or 0.05%")
+	}
+	return int(n), nil
+}
+
 // host checks a host name in canonical form: what gate/canon makes of it must
 // be the same bytes, or a host of the intent would never be matched.
 func host(s string) *problem {
@@ -268,6 +287,24 @@ func publicHost(s string) *problem {
 	if _, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil || !strings.Contains(s, ".") {
 		return &problem{codeHost, fmt.Sprintf("%q is not a public host name", clip(s)),
 			"an external service proves itself by a public certificate, for a name such as api.stripe.com"}
+	}
+	return nil
+}
+
+// externalHost checks the name of an external service, which may have a port if
+// it speaks TCP, and be an address then.
+func externalHost(s string) *problem {
+	p := publicHost(s)
+	if i := strings.LastIndexByte(s, ':'); p != nil && i > 0 && address(s) == nil && !strings.HasPrefix(s, "dns:") && (s[0] == '[' || strings.Contains(s[:i], ".")) {
+		return nil
+	}
+	return p
+}
+
+// portNumber checks a port.
+func portNumber(s string) *problem {
+	if n, err := strconv.Atoi(s); err != nil || n < 1 || n > 65535 || s[0] == '0' || s[0] == '+' {
+		return &problem{codeValue, fmt.Sprintf("%q is not a port", clip(s)), "a port is a number from 1 to 65535"}
 	}
 	return nil
 }
@@ -360,6 +397,28 @@ func httpsURL(s string) *problem {
 		return fail("leave user and password out: an intent holds no secret")
 	case u.Fragment != "" || strings.Contains(s, "#"):
 		return fail("leave the fragment out")
+	}
+	if p := host(strings.ToLower(u.Hostname())); p != nil && !strings.HasPrefix(u.Host, "[") {
+		return fail(p.hint)
+	}
+	return nil
+}
+
+// collectorURL checks the base URL of a collector.
+func collectorURL(s string) *problem {
+	fail := func(hint string) *problem {
+		return &problem{codeURL, fmt.Sprintf("%q is not the URL of a collector", clip(s)), hint}
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || len(s) > maxTextBytes || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
+		return fail("write its base URL, such as http://127.0.0.1:4318: OTLP over HTTP is spoken, not over gRPC")
+	case u.User != nil:
+		return fail("leave user and password out: an intent holds no secret")
+	case strings.ContainsAny(s, "?#"):
+		return fail("leave query and fragment out")
+	case strings.HasSuffix(strings.TrimRight(u.Path, "/"), "/v1/traces"):
+		return fail("leave /v1/traces out: gates add it")
 	}
 	if p := host(strings.ToLower(u.Hostname())); p != nil && !strings.HasPrefix(u.Host, "[") {
 		return fail(p.hint)

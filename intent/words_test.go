@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"merlon"
-	"merlon/contract"
+	"merlon/contract/route"
 )
 
 func TestParseCall(t *testing.T) {
@@ -133,18 +133,18 @@ func TestRender(t *testing.T) {
 func TestExternalAny(t *testing.T) {
 	t.Parallel()
 	s := mustLoad(t, files("merlon.yaml", inExternal(""))).Intent.Service("stripe")
-	var routes []contract.Route
+	var routes []route.Route
 	for _, o := range s.Operations {
-		routes = append(routes, contract.Route{Method: o.Method, Path: o.Path, Pos: o.Pos, Name: o.Name})
+		routes = append(routes, route.Route{Method: o.Method, Path: o.Path, Pos: o.Pos, Name: o.Name})
 	}
-	r, ds := contract.NewRouter(routes)
+	r, ds := route.NewRouter(routes)
 	if len(ds) > 0 {
 		t.Fatal(ds)
 	}
 	for path, want := range map[string]string{"/": "root", "/v1": "any", "/v1/charges": "any", "/v1/": "any"} {
 		for _, method := range []string{"GET", "POST", "PROPFIND"} {
 			i, _, found := r.Match(method, path, nil)
-			if found != contract.Matched || routes[i].Name != want {
+			if found != route.Matched || routes[i].Name != want {
 				t.Errorf("%s %s: %v %d, want %s", method, path, found, i, want)
 			}
 		}
@@ -161,5 +161,22 @@ func TestPart(t *testing.T) {
 	}
 	if got := (word{"a -> b", at, 9}).part(5, 6); got.pos != at || got.width != 9 {
 		t.Error(got)
+	}
+}
+
+func TestParseSample(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]int{
+		"0%": 0, "1%": 10_000, "100%": 1_000_000, "100.0%": 1_000_000, "0.05%": 500, "0.0001%": 1, "12.5%": 125_000, "99.9999%": 999_999, "07%": 70_000,
+		"": -1, "%": -1, "1": -1, ".5%": -1, "5.%": -1, "100.0001%": -1, "101%": -1, "001%": -1, "1000%": -1, "0.00001%": -1, "-1%": -1, "+1%": -1,
+		"1 %": -1, "1e1%": -1, "1%%": -1, "0x1%": -1, "1_0%": -1, "\u0661%": -1, "1.-5%": -1,
+	} {
+		got, p := parseSample(s)
+		if p != nil {
+			got = -1
+		}
+		if got != want {
+			t.Errorf("%q is %d of a million, want %d", s, got, want)
+		}
 	}
 }

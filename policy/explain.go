@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"merlon"
-	"merlon/contract"
+	"merlon/contract/route"
 )
 
 // Explanation is why a call is allowed or denied, for people who may know.
@@ -138,7 +138,7 @@ func (x *explainer) noService() {
 		if s.External || s.opaque || len(s.Hosts) > 0 && !slices.Contains(s.Hosts, x.c.Host) {
 			continue
 		}
-		if at, _, found := s.router.Match(x.c.Method, x.c.Path, nil); found == contract.Matched {
+		if at, _, found := s.router.Match(x.c.Method, x.c.Path, nil); found == route.Matched {
 			x.closed(s.ordered[at])
 			return
 		}
@@ -166,7 +166,7 @@ func (x *explainer) noOperation(s *service) {
 		return
 	}
 	if !s.opaque && x.c.Caller.Kind != merlon.Workload {
-		if at, _, found := s.router.Match(x.c.Method, x.c.Path, nil); found == contract.Matched {
+		if at, _, found := s.router.Match(x.c.Method, x.c.Path, nil); found == route.Matched {
 			x.closed(s.ordered[at])
 			return
 		}
@@ -229,8 +229,8 @@ const samePath = 1 << 20
 
 // likeness says how near an operation is to a method and path; 0 is not at all.
 func likeness(op *operation, method, path string) int {
-	r, _ := contract.NewRouter([]contract.Route{{Method: "*", Path: op.Path}})
-	if _, _, found := r.Match(method, path, nil); found == contract.Matched {
+	r, _ := route.NewRouter([]route.Route{{Method: "*", Path: op.Path}})
+	if _, _, found := r.Match(method, path, nil); found == route.Matched {
 		return samePath
 	}
 	score := 0

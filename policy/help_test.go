@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"merlon"
-	"merlon/contract"
+	"merlon/contract/route"
 )
 
 // draft builds intents for tests: rules at the positions of a made-up file.
@@ -41,7 +41,7 @@ func (d *draft) service(name string, operations ...string) *merlon.Service {
 	s := merlon.Service{Name: name, Pos: d.pos(), Addresses: []string{"127.0.0.1:1"}}
 	for _, text := range operations {
 		op, line, _ := strings.Cut(text, " ")
-		parsed, err := contract.ParseInline(line)
+		parsed, err := route.ParseInline(line)
 		if err != nil {
 			d.t.Fatal(err)
 		}

@@ -24,7 +24,7 @@ package policy
 
 import (
 	"merlon"
-	"merlon/contract"
+	"merlon/contract/route"
 )
 
 // Policy is an intent compiled. It is immutable and safe for concurrent use.
@@ -54,8 +54,8 @@ type service struct {
 	operations map[string]*operation
 	ordered    []*operation // as in Service.Operations, or the one opaque operation
 	rules      []*rule
-	router     *contract.Router // nil when opaque
-	opaque     bool             // speaks bytes: one operation without a name
+	router     *route.Router // nil when opaque
+	opaque     bool          // speaks bytes: one operation without a name
 }
 
 // operation is an operation with all that decides about it.

@@ -191,3 +191,16 @@ func TestCall(t *testing.T) {
 		break // must not panic
 	}
 }
+
+// TestScopeKeepsTelemetry: every place needs to know where its spans go, and
+// how many traces are sampled.
+func TestScopeKeepsTelemetry(t *testing.T) {
+	t.Parallel()
+	d := estate(t)
+	d.in.Telemetry = &merlon.Telemetry{Traces: &merlon.Traces{Collector: "http://127.0.0.1:4318", Sample: 7}}
+	for _, place := range []merlon.Place{merlon.Edge, {Service: "orders"}, {Service: "web"}} {
+		if part := Scope(d.in, place); part.Telemetry != d.in.Telemetry {
+			t.Errorf("the part of %v has %v", place, part.Telemetry)
+		}
+	}
+}

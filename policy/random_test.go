@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"merlon"
-	"merlon/contract"
+	"merlon/contract/route"
 )
 
 // testCondition is a condition and, independently, what it means.
@@ -117,7 +117,7 @@ func randomOperations(r *rand.Rand, pos func() merlon.Pos) []merlon.Operation {
 		if r.IntN(2) == 0 {
 			text += "?q&p"
 		}
-		op, err := contract.ParseInline(text)
+		op, err := route.ParseInline(text)
 		if err != nil {
 			panic(err)
 		}

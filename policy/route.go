@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"merlon"
-	"merlon/contract"
+	"merlon/contract/route"
 )
 
 // Route is the one operation that a request is for. Its Reason is "" when
@@ -20,7 +20,7 @@ type Route struct {
 
 // edge is what the gateway answers on one host: operations of many services.
 type edge struct {
-	router *contract.Router
+	router *route.Router
 	ops    []*operation // by the router's index
 }
 
@@ -37,7 +37,7 @@ func (p *Policy) RouteEdge(host, method, path string, params []merlon.Param) Rou
 		return Route{Reason: merlon.ReasonNoService}
 	}
 	i, ps, found := e.router.Match(method, path, params)
-	if found != contract.Matched {
+	if found != route.Matched {
 		return Route{Reason: merlon.ReasonNoOperation}
 	}
 	op := e.ops[i]
@@ -45,7 +45,7 @@ func (p *Policy) RouteEdge(host, method, path string, params []merlon.Param) Rou
 		// The service itself may take this path for another operation, which is
 		// closed to the gateway: what we decide on must be what it does.
 		i, ps, found = op.service.router.Match(method, path, ps)
-		if found != contract.Matched || op.service.ordered[i] != op {
+		if found != route.Matched || op.service.ordered[i] != op {
 			return Route{Service: op.service.Service, Reason: merlon.ReasonNoOperation}
 		}
 	}
@@ -66,17 +66,17 @@ func (p *Policy) RouteService(name, method, path string, params []merlon.Param) 
 		return Route{Service: s.Service, Operation: s.ordered[0].Operation, Params: params[:0]}
 	}
 	i, ps, found := s.router.Match(method, path, params)
-	if found != contract.Matched {
+	if found != route.Matched {
 		return Route{Service: s.Service, Reason: merlon.ReasonNoOperation}
 	}
 	return Route{Service: s.Service, Operation: s.ordered[i].Operation, Params: ps}
 }
 
 // routes lists operations for a router.
-func routes(ops []*operation) []contract.Route {
-	list := make([]contract.Route, len(ops))
+func routes(ops []*operation) []route.Route {
+	list := make([]route.Route, len(ops))
 	for i, op := range ops {
-		list[i] = contract.Route{Method: op.Method, Path: op.Path, Pos: op.Pos, Name: op.Name}
+		list[i] = route.Route{Method: op.Method, Path: op.Path, Pos: op.Pos, Name: op.Name}
 	}
 	return list
 }
@@ -88,7 +88,7 @@ func (c *compiler) route(s *service) {
 		return
 	}
 	list := routes(s.ordered)
-	router, ds := contract.NewRouter(list)
+	router, ds := route.NewRouter(list)
 	for _, d := range ds {
 		if !d.Warning { // contract has warned its reader already
 			c.add(d)
@@ -100,7 +100,7 @@ func (c *compiler) route(s *service) {
 	if !hidden || !exposed {
 		return
 	}
-	for o := range contract.Overlaps(list) {
+	for o := range route.Overlaps(list) {
 		if o.A < 0 {
 			for _, op := range s.ordered {
 				op.contested = true
@@ -158,7 +158,7 @@ func (c *compiler) edges() map[string]*edge {
 // edge builds what the gateway answers on hosts like host.
 func (c *compiler) edge(host string, ops []*operation) *edge {
 	list := routes(ops)
-	for o := range contract.Overlaps(list) {
+	for o := range route.Overlaps(list) {
 		if o.A < 0 {
 			c.add(merlon.Diagnostic{Pos: c.in.Gateway.Pos, Code: "E0307",
 				Message: fmt.Sprintf("too many paths on host %q overlap to compare them all", host),
@@ -170,7 +170,7 @@ func (c *compiler) edge(host string, ops []*operation) *edge {
 			break
 		}
 	}
-	router, _ := contract.NewRouter(list) // errors were said of each service, or above
+	router, _ := route.NewRouter(list) // errors were said of each service, or above
 	return &edge{router, ops}
 }
 

@@ -5,7 +5,7 @@ import (
 	"strings"
 
 	"merlon"
-	"merlon/contract"
+	"merlon/contract/route"
 )
 
 // Scope is the part of an intent that concerns one place: what it needs to
@@ -61,7 +61,7 @@ func (sc *Scoper) outside(caller string) bool {
 // Scope is the part of the intent that concerns place; see the function Scope.
 func (sc *Scoper) Scope(place merlon.Place) merlon.Intent {
 	p := &part{Scoper: sc, services: map[string]*merlon.Service{}, named: map[string]bool{}}
-	out := merlon.Intent{TrustDomain: sc.in.TrustDomain, Mode: sc.in.Mode}
+	out := merlon.Intent{TrustDomain: sc.in.TrustDomain, Mode: sc.in.Mode, Telemetry: sc.in.Telemetry}
 	if place == merlon.Edge {
 		if sc.in.Gateway == nil {
 			return out
@@ -125,7 +125,7 @@ func (p *part) edge() {
 func (p *part) inbound(s *merlon.Service) {
 	own := p.stub(s)
 	own.Addresses, own.Protocol, own.Mode, own.Workload = s.Addresses, s.Protocol, s.Mode, s.Workload
-	own.Operations, own.Rules = s.Operations, s.Rules
+	own.Operations, own.Rules, own.LocalPorts = s.Operations, s.Rules, s.LocalPorts
 	own.Timeout, own.Retry, own.MaxBody, own.Slashes = s.Timeout, s.Retry, s.MaxBody, s.Slashes
 	for i := range s.Rules {
 		switch caller := s.Rules[i].Caller; {
@@ -227,12 +227,12 @@ func (p *part) overlaps(s *merlon.Service) ([][2]int, bool) {
 	if known, ok := p.hidden[s.Name]; ok {
 		return known.pairs, known.ok
 	}
-	list := make([]contract.Route, len(s.Operations))
+	list := make([]route.Route, len(s.Operations))
 	for i := range s.Operations {
-		list[i] = contract.Route{Method: s.Operations[i].Method, Path: s.Operations[i].Path}
+		list[i] = route.Route{Method: s.Operations[i].Method, Path: s.Operations[i].Path}
 	}
 	known := overlapping{ok: true}
-	for o := range contract.Overlaps(list) {
+	for o := range route.Overlaps(list) {
 		if o.A < 0 {
 			known = overlapping{}
 			break

@@ -23,7 +23,7 @@ func lockDir(dir string) (*os.File, error) {
 		n, _ := f.ReadAt(pid, 0)
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("record: %s is in use by another writer (process %s)", dir, strings.TrimSpace(string(pid[:n])))
+			return nil, fmt.Errorf("record: %s is %w (process %s)", dir, ErrLocked, strings.TrimSpace(string(pid[:n])))
 		}
 		return nil, fmt.Errorf("record: lock %s: %w", dir, err)
 	}

@@ -37,6 +37,7 @@ func (e *encoder) appendRecord(dst []byte, seq uint64, r *Record, query bool) []
 		dst = appendString(dst, `,"query":"`, r.Query)
 	}
 	dst = appendInt(dst, `,"status":`, int64(r.Status))
+	dst = appendString(dst, `,"grpc":"`, r.GRPC)
 	dst = appendVerdict(dst, r)
 	dst = appendString(dst, `,"detail":"`, r.Detail)
 	dst = appendString(dst, `,"upstream":"`, r.Upstream)
@@ -44,6 +45,7 @@ func (e *encoder) appendRecord(dst []byte, seq uint64, r *Record, query bool) []
 	dst = appendInt(dst, `,"duration":`, r.Duration)
 	dst = appendInt(dst, `,"bytesIn":`, r.BytesIn)
 	dst = appendInt(dst, `,"bytesOut":`, r.BytesOut)
+	dst = appendString(dst, `,"trace":"`, r.Trace)
 	return append(dst, '}', '\n')
 }
 

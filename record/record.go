@@ -64,6 +64,7 @@ type Record struct {
 	Path       string         `json:"path,omitzero"`
 	Query      string         `json:"query,omitzero"`  // kept only with Options.Queries
 	Status     int            `json:"status,omitzero"` // of the answer; 0 when there was none
+	GRPC       string         `json:"grpc,omitzero"`   // status of a gRPC call, such as PERMISSION_DENIED
 	Verdict    merlon.Verdict `json:"verdict"`
 	Detail     string         `json:"detail,omitzero"`   // the cause, for operators; never a secret
 	Upstream   string         `json:"upstream,omitzero"` // address the call was sent to
@@ -71,6 +72,7 @@ type Record struct {
 	Duration   int64          `json:"duration,omitzero"` // nanoseconds
 	BytesIn    int64          `json:"bytesIn,omitzero"`  // body of the request
 	BytesOut   int64          `json:"bytesOut,omitzero"` // body of the answer
+	Trace      string         `json:"trace,omitzero"`    // id of the trace that the call belongs to (W3C Trace Context)
 }
 
 // maxField bounds one string of a record in bytes. What is longer is cut, and

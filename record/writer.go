@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// ErrLocked is the error of Open for a directory that has a writer.
+var ErrLocked = errors.New("in use by another writer")
+
 // Errors of Add. Others come from the disk.
 var (
 	ErrFull   = errors.New("record: the queue is full: the disk does not follow")

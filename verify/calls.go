@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"merlon"
-	"merlon/contract"
+	"merlon/contract/route"
 	"merlon/policy"
 )
 
@@ -97,11 +97,11 @@ func (d *differ) methods(op *merlon.Operation, changed bool) []string {
 // meetings adds the paths that two operations share: one may take them from
 // the other.
 func (d *differ) meetings(ops []*merlon.Operation, add func(method, path, query string)) {
-	routes := make([]contract.Route, len(ops))
+	routes := make([]route.Route, len(ops))
 	for i, op := range ops {
-		routes[i] = contract.Route{Method: op.Method, Path: op.Path}
+		routes[i] = route.Route{Method: op.Method, Path: op.Path}
 	}
-	for o := range contract.Overlaps(routes) {
+	for o := range route.Overlaps(routes) {
 		if o.A < 0 {
 			return // so many that Compile has refused them at the gateway
 		}

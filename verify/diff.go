@@ -40,6 +40,10 @@ func (d *differ) service(name string) {
 					c.Caller, c.CallerKind = p.name, p.kind
 					put(c, a.name(), example(p, name, host, a))
 				}
+				if c, ok := sockets(was, is, a); ok {
+					c.Caller, c.CallerKind = p.name, p.kind
+					put(c, a.name(), example(p, name, host, a))
+				}
 				if c, ok := d.limits(was, is); ok {
 					c.Caller, c.CallerKind = p.name, p.kind
 					put(c, a.name(), example(p, name, host, a))
@@ -69,6 +73,8 @@ func (d *differ) unruled(name string, atoms []atom, put func(c Change, operation
 			put(Change{Kind: Shadowed, New: d.new.services[name].Pos}, a.name(), "")
 		case a.new == nil:
 			put(Change{Kind: Enforced, Old: d.old.services[name].Pos}, a.name(), "")
+		case a.method == "GET" && a.new.WebSocket && !a.old.WebSocket:
+			put(Change{Kind: Shadowed, New: a.new.Pos, Text: bySocket}, a.name(), "")
 		}
 	}
 }
@@ -159,6 +165,22 @@ func compare(was, is *policy.Edge) (Change, bool) {
 		c.Kind, c.When = Refused, "not ("+after+")"
 	default:
 		c.Kind, c.When = Condition, after+"; was "+before
+	}
+	return c, true
+}
+
+// bySocket marks a change that is about WebSockets only.
+const bySocket = " by WebSocket"
+
+// sockets says whether calls that both policies let pass may become WebSockets
+// in one of them only.
+func sockets(was, is *policy.Edge, a *atom) (Change, bool) {
+	if was == nil || is == nil || a.old == nil || a.new == nil || a.method != "GET" || a.old.WebSocket == a.new.WebSocket {
+		return Change{}, false
+	}
+	c := Change{Kind: Refused, Old: was.Rule.Pos, Text: bySocket}
+	if a.new.WebSocket {
+		c = Change{Kind: Allowed, New: is.Rule.Pos, Text: bySocket}
 	}
 	return c, true
 }
@@ -277,12 +299,15 @@ func sentence(c *Change) string {
 	}
 	switch c.Kind {
 	case Allowed:
-		return fmt.Sprintf("%s may call %s", c.Caller, target)
+		return fmt.Sprintf("%s may call %s%s", c.Caller, target, c.Text)
 	case Refused:
-		return fmt.Sprintf("%s may no longer call %s", c.Caller, target)
+		return fmt.Sprintf("%s may no longer call %s%s", c.Caller, target, c.Text)
 	case Condition:
 		return fmt.Sprintf("%s may call %s on another condition", c.Caller, target)
 	case Shadowed:
+		if c.Text == bySocket {
+			return fmt.Sprintf("%s may become a WebSocket, and in shadow mode calls that no rule allows pass", target)
+		}
 		return fmt.Sprintf("%s is new, and in shadow mode calls that no rule allows pass", target)
 	case Enforced:
 		return fmt.Sprintf("%s is gone; in shadow mode calls that no rule allows passed", target)

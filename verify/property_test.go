@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"merlon"
-	"merlon/contract"
+	"merlon/contract/route"
 	"merlon/policy"
 	"merlon/verify"
 )
@@ -46,7 +46,7 @@ func random(r *rand.Rand) *merlon.Intent {
 		}
 		for _, j := range r.Perm(len(templates))[:r.IntN(len(templates))] {
 			method, path, _ := strings.Cut(templates[j], " ")
-			op, err := contract.ParseInline(method + " /" + s.Name + strings.TrimSuffix(path, "/"))
+			op, err := route.ParseInline(method + " /" + s.Name + strings.TrimSuffix(path, "/"))
 			if err != nil {
 				panic(err)
 			}

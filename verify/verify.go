@@ -276,6 +276,11 @@ func (d *differ) gateway(was, is *merlon.Gateway) {
 			d.add(Change{Kind: Trusted, Old: was.Pos, New: is.Pos, Text: fmt.Sprintf("proxies in %s are believed about who their client is", proxy)})
 		}
 	}
+	for _, proxy := range is.ProxyProtocol {
+		if !slices.Contains(was.ProxyProtocol, proxy) {
+			d.add(Change{Kind: Trusted, Old: was.Pos, New: is.Pos, Text: fmt.Sprintf("proxies in %s are believed about who their client is, by the PROXY protocol", proxy)})
+		}
+	}
 	if was.MinTLS != is.MinTLS && is.MinTLS < was.MinTLS {
 		d.add(Change{Kind: Trusted, Old: was.Pos, New: is.Pos, Text: fmt.Sprintf("the gateway accepts TLS %s, was %s", is.MinTLS, was.MinTLS)})
 	}

@@ -91,8 +91,9 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	out, err := exec.Command("go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", bin, ".").CombinedOutput()
-	if err != nil {
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", bin, ".") // as it is shipped
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)
 	}
 	return bin, nil
@@ -114,27 +115,24 @@ const trustDomain = "gate.example"
 type stand struct {
 	t      *testing.T
 	dir    string
+	auth   *authority.Authority
 	app    string
 	cmd    *exec.Cmd
 	url    string
 	out    string // address
 	client *http.Client
 	ended  chan error
-
-	mu  sync.Mutex
-	log bytes.Buffer
 }
 
-func (s *stand) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.log.Write(p)
-}
-
+// said is the log of the gate, and of those that took its place: a file, for a
+// pipe would be open until the last of them ends.
 func (s *stand) said() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.log.String()
+	s.t.Helper()
+	text, err := os.ReadFile(filepath.Join(s.dir, "log"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(text)
 }
 
 func newStand(t *testing.T, h http.Handler) *stand {
@@ -147,7 +145,8 @@ func newStand(t *testing.T, h http.Handler) *stand {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { a.Close() })
-	s.svid(a)
+	s.auth = a
+	s.svid("b")
 	s.orders("callers: {a: [hello, slow]}", nil)
 	source, err := a.Source(t.Context(), "spiffe://"+trustDomain+"/a", slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -161,13 +160,13 @@ func newStand(t *testing.T, h http.Handler) *stand {
 }
 
 // svid writes the gate's certificate, key and bundle.
-func (s *stand) svid(a *authority.Authority) {
+func (s *stand) svid(name string) {
 	s.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	chain, _, err := a.Issue("spiffe://"+trustDomain+"/b", key.Public(), time.Now())
+	chain, _, err := s.auth.Issue("spiffe://"+trustDomain+"/"+name, key.Public(), time.Now())
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -181,7 +180,7 @@ func (s *stand) svid(a *authority.Authority) {
 	}
 	s.write("svid.pem", certs)
 	s.write("key.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-	s.write("bundle.pem", a.Bundle())
+	s.write("bundle.pem", s.auth.Bundle())
 }
 
 // write replaces a file by a rename, as a careful writer does.
@@ -217,22 +216,39 @@ func (s *stand) orders(callers string, change func([]byte) []byte) string {
 }
 
 // start runs the gate and waits until it serves.
-func (s *stand) start() {
+func (s *stand) start(more ...string) {
 	s.t.Helper()
-	s.cmd = exec.Command(build(s.t), "-orders", filepath.Join(s.dir, "orders.json"), "-svid", s.dir,
-		"-records", filepath.Join(s.dir, "records"), "-in", "127.0.0.1:0", "-out", "127.0.0.1:0")
-	s.cmd.Stderr = s
-	if err := s.cmd.Start(); err != nil {
+	s.run(exec.Command(build(s.t), s.arguments(more...)...))
+	s.url, s.out = "https://"+s.address("in"), s.address("out")
+}
+
+func (s *stand) arguments(more ...string) []string {
+	return append([]string{"-orders", filepath.Join(s.dir, "orders.json"), "-svid", s.dir, "-records", filepath.Join(s.dir, "records"),
+		"-in", "127.0.0.1:0", "-out", "127.0.0.1:0"}, more...)
+}
+
+// run runs the gate, until the test or the gate ends it.
+func (s *stand) run(cmd *exec.Cmd) {
+	s.t.Helper()
+	log, err := os.Create(filepath.Join(s.dir, "log"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer log.Close()
+	s.cmd, cmd.Stdout, cmd.Stderr = cmd, log, log
+	if err := cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { s.cmd.Process.Kill(); <-s.ended })
 	go func() { s.ended <- s.cmd.Wait() }()
-	address := func(at string) string {
-		found := regexp.MustCompile("at=" + at + ` address=(\S+)`)
-		s.until("it serves", func() bool { return found.MatchString(s.said()) })
-		return found.FindStringSubmatch(s.said())[1]
-	}
-	s.url, s.out = "https://"+address("in"), address("out")
+}
+
+// address is where the gate serves.
+func (s *stand) address(at string) string {
+	s.t.Helper()
+	found := regexp.MustCompile("at=" + at + ` address=(\S+)`)
+	s.until("it serves", func() bool { return found.MatchString(s.said()) })
+	return found.FindStringSubmatch(s.said())[1]
 }
 
 func (s *stand) until(what string, ok func() bool) {
@@ -419,5 +435,22 @@ func TestGatewayCannotMove(t *testing.T) {
 		if err := follow(nil, new(own), at(":443"), orders); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
+	}
+}
+
+// TestSmall holds the program, and a gate at rest, to what they may weigh.
+func TestSmall(t *testing.T) {
+	t.Parallel()
+	info, err := os.Stat(build(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newStand(t, http.NotFoundHandler())
+	s.start("-admin", "127.0.0.1:0")
+	s.until("it serves", func() bool { return strings.Contains(s.said(), "at=admin") })
+	now, _ := memory(t, s.cmd.Process.Pid)
+	t.Logf("merlon-gate has %.1f MB, and at rest %.1f MB resident", float64(info.Size())/1e6, float64(now)/1e3)
+	if info.Size() > 20_000_000 || now > 15<<10 {
+		t.Error("at most 20 MB, and 15 MiB resident, are well")
 	}
 }

@@ -29,6 +29,7 @@ type answer struct {
 	Call        string             `json:"call"`
 	Allowed     bool               `json:"allowed"`
 	Status      int                `json:"status,omitzero"` // HTTP status with which the first place that denies answers
+	GRPC        string             `json:"grpc,omitzero"`   // or the status of gRPC, for a service that speaks it
 	Layers      []layer            `json:"layers"`          // in the order in which the call passes them
 	Explanation policy.Explanation `json:"explanation"`
 }
@@ -106,7 +107,8 @@ func ask(p *policy.Policy, test *merlon.Test, now time.Time) answer {
 		}
 		a.Layers = append(a.Layers, l)
 		if a.Allowed && l.Verdict.Effect != merlon.Allow {
-			a.Allowed, a.Status = false, statusOf(p.Intent(), &call, l.Verdict.Reason)
+			a.Allowed = false
+			a.Status, a.GRPC = statusOf(p.Intent(), &call, l.Verdict.Reason)
 		}
 		if err != nil {
 			a.Explanation = malformed(test, l.Verdict)
@@ -230,13 +232,19 @@ func malformed(test *merlon.Test, v merlon.Verdict) policy.Explanation {
 	}
 }
 
-// statusOf is the HTTP status with which a gate answers a denial, or 0 for a
-// service that does not speak HTTP.
-func statusOf(in *merlon.Intent, call *merlon.Call, r merlon.Reason) int {
-	if s := in.Service(call.Service); s != nil && s.Protocol != merlon.HTTP {
-		return 0
+// statusOf is the status with which a gate answers a denial: one of HTTP, or the
+// name of one of gRPC, or neither for a service that speaks neither.
+func statusOf(in *merlon.Intent, call *merlon.Call, r merlon.Reason) (status int, rpc string) {
+	status = gate.Status(r, call.Caller.Kind == merlon.Anyone && in.Gateway != nil && len(in.Gateway.Logins) > 0)
+	if s := in.Service(call.Service); s != nil {
+		switch s.Protocol {
+		case merlon.GRPC:
+			return 0, gate.StatusGRPC(status)
+		case merlon.TCP:
+			return 0, ""
+		}
 	}
-	return gate.Status(r, call.Caller.Kind == merlon.Anyone && in.Gateway != nil && len(in.Gateway.Logins) > 0)
+	return status, ""
 }
 
 // parseClaims reads the claims of a question. Values have the types that those
@@ -285,10 +293,16 @@ func (u *ui) printAnswer(a answer) {
 	u.table("  ", rows)
 	u.printf("\n")
 	for _, l := range a.Layers {
-		if a.Status != 0 && l.Verdict.Effect != merlon.Allow {
-			u.note("answer", "", "%d %s", a.Status, l.Verdict.Reason)
-			break
+		if l.Verdict.Effect == merlon.Allow {
+			continue
 		}
+		switch {
+		case a.Status != 0:
+			u.note("answer", "", "%d %s", a.Status, l.Verdict.Reason)
+		case a.GRPC != "":
+			u.note("answer", "", "%s %s", a.GRPC, l.Verdict.Reason)
+		}
+		break
 	}
 	u.printExplanation(a.Explanation)
 }
@@ -377,12 +391,17 @@ asked again, and the one in force now too, when it is another.`,
 
 func (u *ui) printWhy(w *control.Why) {
 	u.printf("%s\n", u.bold("call "+printable(w.ID)))
+	trace := ""
 	for i := range w.Steps {
 		s := &w.Steps[i]
 		r := &s.Record
 		u.printf("\n%s  %s\n", u.bold(where(r)), u.dim(time.Unix(0, r.Time).Format("2006-01-02 15:04:05.000")))
 		u.printf("  %s\n", u.callText(r))
 		u.table("  ", [][]string{u.verdictRow(statusText(r.Status), r.Verdict)})
+		if r.Trace != "" && r.Trace != trace {
+			trace = r.Trace
+			u.note("trace", "", "%s", trace)
+		}
 		if r.Detail != "" {
 			u.note("cause", "", "%s", r.Detail)
 		}

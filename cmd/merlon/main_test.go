@@ -34,6 +34,7 @@ func TestMain(m *testing.M) {
 //	shop DIR          a copy of examples/shop
 //	state DIR         a state directory as merlon up leaves it: one intent in its history, a few records
 //	serve DIR         a control plane that runs there, with a gate at every place that takes what it is sent
+//	calls DIR         records of calls, over and over, in the state directory of DIR
 //	exits N COMMAND   run a command that must exit with N
 func TestScript(t *testing.T) {
 	t.Parallel()
@@ -52,6 +53,11 @@ func TestScript(t *testing.T) {
 			"state": func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(makeHistory(ts.MkAbs(args[0]))) },
 			"serve": func(ts *testscript.TestScript, _ bool, args []string) {
 				stop, err := serve(ts.MkAbs(args[0]))
+				ts.Check(err)
+				ts.Defer(stop)
+			},
+			"calls": func(ts *testscript.TestScript, _ bool, args []string) {
+				stop, err := makeCalls(ts.MkAbs(args[0]))
 				ts.Check(err)
 				ts.Defer(stop)
 			},
@@ -174,6 +180,51 @@ func makeHistory(dir string) error {
 		}
 	}
 	return w.Close()
+}
+
+// makeCalls records the calls that happened again and again, until the function
+// it returns is called.
+func makeCalls(dir string) (stop func(), err error) {
+	files, err := openDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	loaded, ds := intent.Load(files)
+	if ds.Failed() {
+		return nil, ds
+	}
+	p, ds := policy.Compile(loaded.Intent)
+	if ds.Failed() {
+		return nil, ds
+	}
+	w, err := record.Open(filepath.Join(dir, ".merlon", recordsName), record.Options{Now: time.Now})
+	if err != nil {
+		return nil, err
+	}
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer w.Close()
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			h := happened[i%len(happened)]
+			r, err := h.record(p)
+			if err != nil {
+				return
+			}
+			r.Time, r.ID, r.Query = time.Now().UnixNano()-r.Duration, fmt.Sprintf("7q4zkx0v9mtw%08d", h.id), "secret=1"
+			if w.Add(r) != nil {
+				return
+			}
+		}
+	}()
+	return func() { close(done); <-ended }, nil
 }
 
 // happening is a call as one gate saw it.

@@ -224,14 +224,24 @@ func newRecord(u *ui) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r, err := record.Verify(dir)
+			chains, err := record.Chains(dir)
 			if err != nil {
 				return err
 			}
-			if u.json {
-				u.printJSON(r)
-			} else {
-				u.printReport(&r)
+			for _, chain := range chains {
+				r, err := record.Verify(chain)
+				if err != nil {
+					return inChain(err, dir, chain)
+				}
+				switch {
+				case u.json:
+					u.printJSON(r)
+				case chain != dir:
+					u.printf("%s\n", filepath.Base(chain))
+					fallthrough
+				default:
+					u.printReport(&r)
+				}
 			}
 			return nil
 		},
@@ -239,6 +249,14 @@ func newRecord(u *ui) *cobra.Command {
 	c.AddCommand(tail, check)
 	parent(c)
 	return c
+}
+
+// inChain names the chain of an error, unless it is the first.
+func inChain(err error, dir, chain string) error {
+	if chain == dir {
+		return err
+	}
+	return fmt.Errorf("%s: %w", filepath.Base(chain), err)
 }
 
 // recordDir is where the records of the intent in dir are.
@@ -293,16 +311,21 @@ func (u *ui) printRecord(r *record.Record) {
 		}
 		return
 	}
-	mark, reason, paint := "✗", string(r.Verdict.Reason), u.red
+	line := fmt.Sprintf("%s  %s  %s  %-19s  %s  %s", u.dim(time.Unix(0, r.Time).Format("15:04:05.000")), u.dim(printable(r.ID)),
+		u.decided(r), where(r), u.callText(r), u.dim(r.Verdict.Pos.String()))
+	u.printf("%s\n", strings.TrimRight(line, " "))
+}
+
+// decided is what became of a call, in a column.
+func (u *ui) decided(r *record.Record) string {
+	mark, paint := "✗", u.red
 	if r.Verdict.Effect == merlon.Allow {
 		mark, paint = "✓", u.green
 		if r.Verdict.Shadow {
 			mark, paint = "~", u.yellow
 		}
 	}
-	line := fmt.Sprintf("%s  %s  %s  %-19s  %s  %s", u.dim(time.Unix(0, r.Time).Format("15:04:05.000")), u.dim(printable(r.ID)),
-		paint(fmt.Sprintf("%s %3s %-13s", mark, statusText(r.Status), reason)), where(r), u.callText(r), u.dim(r.Verdict.Pos.String()))
-	u.printf("%s\n", strings.TrimRight(line, " "))
+	return paint(fmt.Sprintf("%s %3s %-13s", mark, statusText(r.Status), r.Verdict.Reason))
 }
 
 // statusText is the status of an answer; a call whose caller went away has none.

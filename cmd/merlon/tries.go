@@ -148,7 +148,7 @@ func (t *trier) guarded(curl, url string) {
 		svc := &t.in.Services[i]
 		for j := range svc.Rules {
 			r := &svc.Rules[j]
-			if r.Caller != merlon.AnyCaller {
+			if r.Caller != merlon.AnyCaller || !curls(svc) {
 				continue
 			}
 			for _, name := range r.Operations {
@@ -201,7 +201,7 @@ func (t *trier) inside() {
 		svc := &t.in.Services[i]
 		for j := range svc.Operations {
 			e := policy.Edge{Kind: merlon.Workload, Caller: allowed.Caller, Service: svc.Name, Operation: svc.Operations[j].Name}
-			if svc.Name == allowed.Caller || svc.External || svc.Protocol != merlon.HTTP || t.policy.Decide(t.call(&e, &svc.Operations[j])).Effect != merlon.Deny {
+			if svc.Name == allowed.Caller || svc.External || !curls(svc) || t.policy.Decide(t.call(&e, &svc.Operations[j])).Effect != merlon.Deny {
 				continue
 			}
 			status, reason := t.refusal(&e, &svc.Operations[j])
@@ -246,13 +246,17 @@ func (t *trier) find(ok func(*policy.Edge) bool) *policy.Edge {
 	}
 	for _, want := range []func(*policy.Edge) bool{better, func(*policy.Edge) bool { return true }} {
 		for i := range t.edges {
-			if e := &t.edges[i]; t.operation(e) != nil && t.atHost(e) && want(e) && ok(e) {
+			if e := &t.edges[i]; t.operation(e) != nil && curls(t.in.Service(e.Service)) && t.atHost(e) && want(e) && ok(e) {
 				return e
 			}
 		}
 	}
 	return nil
 }
+
+// curls reports whether a service can be called by curl: messages of gRPC are
+// hard to write in a command.
+func curls(s *merlon.Service) bool { return s.Protocol == merlon.HTTP || s.Protocol == merlon.HTTP2 }
 
 // call is the example call of an edge.
 func (t *trier) call(e *policy.Edge, op *merlon.Operation) *merlon.Call {

@@ -259,6 +259,8 @@ func responseOf(r *http1.Response, n int, err error) string {
 var elsewhere = []string{
 	"absolute_host_differs", // TestAbsolute
 	"chunk_broken",          // TestChunksStayBroken
+	"connect_host_differs",  // TestConnect
+	"connect_with_body",     // TestConnect
 	"trailer_too_large",     // TestTrailer
 	// Package http1 refuses these before package canon does, which tests them itself.
 	"path_too_long", "path_not_absolute", "host_character", "host_port", "host_not_ascii",

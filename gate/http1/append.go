@@ -68,6 +68,8 @@ func StatusText(status int) string {
 	switch status {
 	case 100:
 		return "Continue"
+	case 101:
+		return "Switching Protocols"
 	case 200:
 		return "OK"
 	case 204:
@@ -94,6 +96,8 @@ func StatusText(status int) string {
 		return "Expectation Failed"
 	case 421:
 		return "Misdirected Request"
+	case 426:
+		return "Upgrade Required"
 	case 429:
 		return "Too Many Requests"
 	case 431:

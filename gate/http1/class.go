@@ -13,6 +13,7 @@ const (
 	Framing    = httpfield.Framing
 	Forwarding = httpfield.Forwarding
 	Identity   = httpfield.Identity
+	Tracing    = httpfield.Tracing
 )
 
 // Field is one line of a head, its value without the white space around it.
@@ -45,6 +46,7 @@ const (
 	authorization    = httpfield.Authorization
 	contentType      = httpfield.ContentType
 	protected        = httpfield.Protected
+	traceParent      = httpfield.TraceParent
 )
 
 const (

@@ -78,7 +78,7 @@ type head struct {
 	response bool
 	count    [httpfield.Kinds]uint8
 
-	host, upgrade, expect, authorization string
+	host, upgrade, expect, authorization, contentType string
 
 	transfer   string
 	length     int64 // -1: no Content-Length
@@ -242,13 +242,14 @@ func (h *head) known(k kind, value string) error {
 		}
 		h.connection = value
 		return nil
-	case protected:
+	case protected, traceParent:
 		return nil
 	case contentType:
 		// Two readers of a body may each believe another one.
 		if !first && !h.response {
 			return refuse(400, "content_type_repeated")
 		}
+		h.contentType = value
 		return nil
 	case contentLength:
 		if !first {

@@ -31,6 +31,7 @@ type Limits struct {
 	Fields   int  // number of fields; 100
 	Field    int  // bytes of one field line; 16 KiB
 	Absolute bool // accept "http://host/path" as target, as a proxy for local programs must
+	Connect  bool // accept CONNECT, whose target is "host:port"
 }
 
 // setDefaults fills in what the zero value leaves open.

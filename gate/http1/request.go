@@ -13,7 +13,7 @@ const maxMethod = 20 // bytes; the longest registered one has 16
 type Request struct {
 	Method string
 	Target string // as received
-	Path   string // of the target, raw, before any '?'; package canon makes it canonical
+	Path   string // of the target, raw, before any '?'; package canon makes it canonical; "" of CONNECT
 	Query  string // of the target, raw, after the first '?'
 	Minor  int    // 0 or 1, of HTTP/1.x
 	Host   string // with its port; only its syntax is checked here
@@ -25,7 +25,9 @@ type Request struct {
 	// Upgrade is the protocol the client asks to change to; "" when it does not.
 	Upgrade       string
 	Authorization string
+	ContentType   string
 	Trailers      bool // the client takes trailers (TE: trailers, RFC 9110 10.1.4)
+	Traced        bool // there is a traceparent
 
 	seen int // bytes of an unfinished head already looked at
 }
@@ -95,7 +97,8 @@ func (r *Request) head(buf []byte, lim *Limits) (n int, err error) {
 	if err := h.options(r.Fields); err != nil {
 		return 0, err
 	}
-	r.Authorization = h.authorization
+	r.Authorization, r.ContentType = h.authorization, h.contentType
+	r.Traced = h.count[traceParent] > 0
 	r.Trailers = h.trailers && r.Minor == 1
 	r.Close = h.close || r.Minor == 0 && !h.keepAlive
 	chunked, err := h.chunked(r.Minor)
@@ -158,8 +161,8 @@ func (r *Request) line(s string, lim *Limits) (pos int, err error) {
 // agree, or policy and upstream could each believe another of them.
 func (r *Request) authority(h *head, lim *Limits) error {
 	switch r.Method {
-	case "CONNECT": // authority-form: a tunnel, not a call
-		return refuse(501, "connect_not_spoken")
+	case "CONNECT":
+		return r.connect(h, lim)
 	case "TRACE", "TRACK": // would send the gate's own fields back to the caller
 		return refuse(501, "trace_refused")
 	}
@@ -201,8 +204,30 @@ func (r *Request) authority(h *head, lim *Limits) error {
 	return nil
 }
 
+// connect takes the authority-form (RFC 9112 3.2.3): a tunnel to a host and a
+// port. Older clients, of HTTP/1.0, do not repeat it as Host.
+func (r *Request) connect(h *head, lim *Limits) error {
+	switch {
+	case !lim.Connect:
+		return refuse(501, "connect_not_spoken")
+	case h.count[host] == 0 && r.Minor > 0:
+		return refuse(400, "host_missing")
+	case !httpfield.ValidHost(r.Target):
+		return refuse(400, "target_invalid")
+	case h.count[host] != 0 && !equalFold(h.host, r.Target):
+		return refuse(400, "connect_host_differs")
+	}
+	r.Host = r.Target
+	return nil
+}
+
 // intentions checks what the client wants besides an answer.
 func (r *Request) intentions(h *head) error {
+	if r.Method == "CONNECT" && (r.Body == BodyChunked || r.Length > 0) {
+		// RFC 9110 9.3.6: it has no meaning, so it would be read as the tunnel's
+		// by some, and by others not.
+		return refuse(400, "connect_with_body")
+	}
 	if h.count[expect] != 0 {
 		if !equalFold(h.expect, "100-continue") {
 			return refuse(417, "expect_unknown") // RFC 9110 10.1.1

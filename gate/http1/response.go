@@ -9,14 +9,15 @@ import (
 // Response is the head of one response. The zero Response is ready for Parse,
 // and one Response is meant to be used for all responses of a connection.
 type Response struct {
-	Status  int // 100 to 599
-	Minor   int // 0 or 1, of HTTP/1.x
-	Reason  string
-	Fields  []Field
-	Body    Body
-	Length  int64  // what Content-Length says, also where no body comes (HEAD, 304); -1 without it
-	Close   bool   // the connection ends after this response
-	Upgrade string // with Status 101: the protocol changed to
+	Status      int // 100 to 599
+	Minor       int // 0 or 1, of HTTP/1.x
+	Reason      string
+	Fields      []Field
+	Body        Body
+	Length      int64 // what Content-Length says, also where no body comes (HEAD, 304); -1 without it
+	Close       bool  // the connection ends after this response
+	ContentType string
+	Upgrade     string // with Status 101: the protocol changed to
 
 	seen int
 }
@@ -85,7 +86,7 @@ func (r *Response) head(buf []byte, method string, lim *Limits) (n int, err erro
 	if err := h.options(r.Fields); err != nil {
 		return 0, err
 	}
-	r.Length = h.length
+	r.Length, r.ContentType = h.length, h.contentType
 	r.Close = h.close || r.Minor == 0 && !h.keepAlive
 	return n, r.framing(&h, method)
 }
@@ -96,11 +97,10 @@ func (r *Response) framing(h *head, method string) error {
 	switch {
 	case err != nil:
 		return err
-	case method == "CONNECT":
-		return refuse(502, "connect_not_spoken")
-	case r.Status < 200 || r.Status == 204:
+	case r.Status < 200 || r.Status == 204 || method == "CONNECT" && r.Status < 300:
 		if chunked || r.Length > 0 {
-			// Some would wait for that body, some take it for the next response.
+			// Some would wait for that body, some take it for the next response, or
+			// for the first bytes of a tunnel (RFC 9110 9.3.6).
 			return refuse(502, "body_forbidden")
 		}
 		if r.Status == 101 {

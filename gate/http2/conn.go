@@ -2,7 +2,7 @@ package http2
 
 import "encoding/binary"
 
-// Conn is the server's side of one connection. Make one with New.
+// Conn is one side of one connection. Make one with New.
 type Conn struct {
 	cfg Config
 	err *Error // why the connection has ended
@@ -37,6 +37,8 @@ type Conn struct {
 
 	going     going
 	peerGoing bool
+	last      uint32 // to a client: the last stream that the server takes
+	most      int    // to a client: how many streams the server takes at once
 
 	out     []byte
 	sent    int // bytes of out already written
@@ -89,28 +91,31 @@ func (c *Conn) Init(cfg Config) {
 	}
 	clear(c.streams)
 	*c = Conn{
-		cfg: cfg, send: 65535, room: cfg.ConnWindow, initialSend: 65535,
+		cfg: cfg, send: 65535, room: cfg.ConnWindow, initialSend: 65535, last: maxWindow, most: cfg.Streams,
 		ids: c.ids[:0], streams: c.streams[:0], free: c.free, out: c.out[:0], part: c.part[:0],
 		block: block{buf: c.block.buf[:0]},
 		dec:   decoder{spans: c.dec.spans[:0], out: c.dec.out[:0], dyn: table{mem: c.dec.dyn.mem[:0], ents: c.dec.dyn.ents[:0], max: tableSize}},
 	}
-	n := 3
-	if cfg.StreamWindow != 65535 {
-		n++
+	if cfg.Client {
+		c.state = inHeader
+		c.out = append(c.out, preface...)
 	}
-	if cfg.Connect {
-		n++
+	at := len(c.out)
+	c.out = appendFrame(c.out, 0, frameSettings, 0, 0)
+	if cfg.Client {
+		c.out = appendSetting(c.out, settingEnablePush, 0)
+	} else {
+		c.out = appendSetting(c.out, settingStreams, cfg.Streams)
 	}
-	c.out = appendFrame(c.out, n*settingSize, frameSettings, 0, 0)
-	c.out = appendSetting(c.out, settingStreams, cfg.Streams)
 	c.out = appendSetting(c.out, settingHeaderList, cfg.HeaderList)
 	c.out = appendSetting(c.out, settingNoPriorities, 1)
 	if cfg.StreamWindow != 65535 {
 		c.out = appendSetting(c.out, settingWindow, cfg.StreamWindow)
 	}
-	if cfg.Connect {
+	if cfg.Connect && !cfg.Client {
 		c.out = appendSetting(c.out, settingConnect, 1)
 	}
+	appendFrame(c.out[:at], len(c.out)-at-headerSize, frameSettings, 0, 0)
 	if more := cfg.ConnWindow - 65535; more > 0 {
 		c.out = appendWindow(c.out, 0, more)
 	}
@@ -146,7 +151,11 @@ func (c *Conn) Next(in []byte, now int64) (n int, ev Event, err error) {
 // fail ends the connection (RFC 9113 5.4.1).
 func (c *Conn) fail(e *Error) {
 	c.err = e
-	c.appendGoAway(c.newest, e.Code, e.Reason)
+	last := c.newest
+	if c.cfg.Client {
+		last = 0 // of the server's own, which there are none of
+	}
+	c.appendGoAway(last, e.Code, e.Reason)
 }
 
 // broken makes the error that ends a connection.
@@ -272,7 +281,7 @@ func (c *Conn) checkFrame() *Error {
 			return broken(FrameSizeError, "frame_size_wrong")
 		}
 	case framePush:
-		return broken(ProtocolError, "push_from_client") // RFC 9113 8.4
+		return broken(ProtocolError, "push_refused") // RFC 9113 8.4, 6.6
 	default:
 		return nil
 	}
@@ -283,7 +292,7 @@ func (c *Conn) checkFrame() *Error {
 		return broken(FrameSizeError, "frame_size_wrong")
 	case onStream && f.kind != framePriority && f.stream&1 == 0:
 		return broken(ProtocolError, "stream_id_invalid") // RFC 9113 5.1.1
-	case onStream && f.stream > c.newest && f.kind != frameHeaders && f.kind != frameContinuation && f.kind != framePriority:
+	case onStream && f.stream > c.newest && f.kind != framePriority && (c.cfg.Client || f.kind != frameHeaders && f.kind != frameContinuation):
 		return broken(ProtocolError, "stream_idle") // RFC 9113 5.1
 	}
 	return nil
@@ -306,11 +315,7 @@ func (c *Conn) payload(p []byte, ev *Event) *Error {
 	case frameWindow:
 		return c.window(int64(binary.BigEndian.Uint32(p)&maxWindow), ev)
 	case frameGoAway:
-		c.strain.charge(costIgnored, "ignored_flood")
-		if !c.peerGoing {
-			c.peerGoing = true
-			*ev = Event{Kind: GoneAway, Code: Code(binary.BigEndian.Uint32(p[4:]))}
-		}
+		c.goneAway(binary.BigEndian.Uint32(p)&maxWindow, Code(binary.BigEndian.Uint32(p[4:])), ev)
 	}
 	return nil
 }
@@ -342,8 +347,13 @@ func (c *Conn) settings(p []byte, ev *Event) *Error {
 		value := binary.BigEndian.Uint32(p[2:])
 		switch setting(binary.BigEndian.Uint16(p)) {
 		case settingEnablePush, settingConnect, settingNoPriorities:
-			if value > 1 {
+			if value > 1 || c.cfg.Client && setting(binary.BigEndian.Uint16(p)) == settingEnablePush && value != 0 {
 				return broken(ProtocolError, "setting_invalid")
+			}
+		case settingStreams:
+			if more := int(min(value, uint32(c.cfg.Streams))); more != c.most {
+				c.most = more
+				*ev = Event{Kind: Writable}
 			}
 		case settingFrameSize:
 			if value < frameSize || value > 1<<24-1 {
@@ -415,7 +425,7 @@ func (c *Conn) peerReset(code Code, ev *Event) *Error {
 		c.strain.charge(costIgnored, "ignored_flood")
 		return nil
 	}
-	if !s.ended {
+	if !s.ended && !c.cfg.Client {
 		c.strain.charge(costReset, "rapid_reset")
 	}
 	if s.closed() {
@@ -428,6 +438,31 @@ func (c *Conn) peerReset(code Code, ev *Event) *Error {
 	}
 	*ev = Event{Kind: Reset, Stream: s.id, Code: code}
 	return nil
+}
+
+// goneAway takes a GOAWAY (RFC 9113 6.8). A second one may name an earlier
+// stream, never a later one.
+func (c *Conn) goneAway(last uint32, code Code, ev *Event) {
+	c.strain.charge(costIgnored, "ignored_flood")
+	if c.peerGoing && last >= c.last {
+		return
+	}
+	c.peerGoing, c.last = true, min(last, c.last)
+	*ev = Event{Kind: GoneAway, Stream: c.last, Code: code}
+	if !c.cfg.Client {
+		return
+	}
+	for i := 0; i < len(c.streams); {
+		s := c.streams[i]
+		if s.id > c.last && !s.closed() {
+			s.reset = byPeer
+			if s.done {
+				c.settle(s) // puts another one in this place
+				continue
+			}
+		}
+		i++
+	}
 }
 
 // fault resets a stream for the peer's fault (RFC 9113 5.4.2). It costs as much

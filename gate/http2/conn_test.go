@@ -108,7 +108,7 @@ func TestFrames(t *testing.T) {
 		{"push", func(p *peer) {
 			p.WritePushPromise(xhttp2.PushPromiseParam{StreamID: 1, PromiseID: 2, EndHeaders: true})
 		},
-			[]string{"over PROTOCOL_ERROR push_from_client"}, []string{"goaway 0 PROTOCOL_ERROR push_from_client"}},
+			[]string{"over PROTOCOL_ERROR push_refused"}, []string{"goaway 0 PROTOCOL_ERROR push_refused"}},
 		{"even stream", func(p *peer) { p.request(2, true, get...) }, []string{"over PROTOCOL_ERROR stream_id_invalid"}, nil},
 		{"idle", func(p *peer) { p.WriteData(1, true, nil) }, []string{"over PROTOCOL_ERROR stream_idle"}, nil},
 		{"frame too large", func(p *peer) { begun(p); p.WriteData(1, true, make([]byte, 16385)) }, []string{begin, "over FRAME_SIZE_ERROR frame_too_large"}, nil},
@@ -148,7 +148,7 @@ func TestFrames(t *testing.T) {
 			[]string{"over COMPRESSION_ERROR header_block_invalid"}, nil},
 		{"ping", func(p *peer) { p.WritePing(false, [8]byte{1}); p.WritePing(true, [8]byte{2}) }, nil, []string{`ping "\x01\x00\x00\x00\x00\x00\x00\x00" true`}},
 		{"reset", func(p *peer) { begun(p); p.WriteRSTStream(1, xhttp2.ErrCodeCancel) }, []string{begin, "reset 1 CANCEL"}, nil},
-		{"away", func(p *peer) { p.WriteGoAway(0, xhttp2.ErrCodeNo, nil); p.WriteGoAway(0, xhttp2.ErrCodeNo, nil) }, []string{"gone away NO_ERROR"}, nil},
+		{"away", func(p *peer) { p.WriteGoAway(0, xhttp2.ErrCodeNo, nil); p.WriteGoAway(0, xhttp2.ErrCodeNo, nil) }, []string{"gone away NO_ERROR after 0"}, nil},
 		{"unknown", func(p *peer) { p.WriteRawFrame(0x77, 0xff, 9, []byte("abc")); p.WriteRawFrame(0x77, 0, 0, nil) }, nil, nil},
 		{"too long", func(p *peer) {
 			p.request(1, false, with(post, "content-length: 2")...)

@@ -15,18 +15,23 @@ import (
 var staticNames = namesByLength()
 
 type staticName struct {
-	name  string
-	index uint8
+	name   string
+	index  uint8
+	secret bool
 }
 
 func namesByLength() (t [28][]staticName) {
 	for i := range static {
 		name := static[i].Name
 		if name[0] != ':' && (i == 0 || static[i-1].Name != name) {
-			t[len(name)] = append(t[len(name)], staticName{name, uint8(i + 1)})
+			t[len(name)] = append(t[len(name)], staticName{name, uint8(i + 1), isSecret(name)})
 		}
 	}
 	return t
+}
+
+func isSecret(name string) bool {
+	return name == "authorization" || name == "cookie" || name == "proxy-authorization" || name == "set-cookie"
 }
 
 // statusIndex is the first of the statuses in the static table.
@@ -56,14 +61,14 @@ func appendFields(dst []byte, fields []Field, drop Class) []byte {
 // appendField appends one field, its name in lower case (RFC 9113 8.2).
 func appendField(dst []byte, name, value string) []byte {
 	form := byte(0) // literal without indexing
-	if httpfield.EqualFold(name, "set-cookie") {
-		form = 0x10 // never indexed, by nobody on the way (RFC 7541 7.1.3)
-	}
 	index := uint64(0)
 	if len(name) < len(staticNames) {
 		for _, s := range staticNames[len(name)] {
 			if httpfield.EqualFold(s.name, name) {
 				index = uint64(s.index)
+				if s.secret {
+					form = 0x10 // never indexed, by nobody on the way (RFC 7541 7.1.3)
+				}
 				break
 			}
 		}

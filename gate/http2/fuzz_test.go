@@ -75,6 +75,76 @@ func run(t *testing.T, raw []byte, cut int) (events []string, out []byte) {
 	return events, out
 }
 
+// FuzzClient is FuzzConn for a client, with requests open.
+func FuzzClient(f *testing.F) {
+	seed := func(write func(p *peer)) {
+		p := newServer(f, http2.Config{})
+		p.WriteSettings(xhttp2.Setting{ID: xhttp2.SettingInitialWindowSize, Val: 100}, xhttp2.Setting{ID: xhttp2.SettingMaxConcurrentStreams, Val: 3})
+		write(p)
+		f.Add(p.in.Bytes(), uint8(3))
+	}
+	seed(func(p *peer) {
+		p.request(1, false, ":status: 103", "link: x")
+		p.request(1, false, ":status: 200", "content-length: 4")
+		p.WriteDataPadded(1, true, []byte("body"), make([]byte, 9))
+		p.request(3, false, ":status: 200")
+		p.WriteData(3, false, []byte("body"))
+		p.WriteWindowUpdate(0, 1000)
+		p.WriteWindowUpdate(3, 1)
+		p.WritePing(false, [8]byte{})
+		p.request(3, true, "grpc-status: 0")
+		p.WriteRSTStream(5, 7)
+		p.WriteGoAway(3, 0, nil)
+	})
+	seed(func(p *peer) {
+		b := p.encode(":status: 404", "x: y")
+		p.WriteHeaders(xhttp2.HeadersFrameParam{StreamID: 1, BlockFragment: b[:2]})
+		p.WriteContinuation(1, true, b[2:])
+		p.WriteGoAway(1<<31-1, 0, nil)
+		p.WritePushPromise(xhttp2.PushPromiseParam{StreamID: 1, PromiseID: 2})
+	})
+	f.Fuzz(func(t *testing.T, raw []byte, cut uint8) {
+		if len(raw) > 6000 {
+			return
+		}
+		whole, wholeOut := runClient(t, raw, 0)
+		pieces, piecesOut := runClient(t, raw, int(cut)%50+1)
+		if !slices.Equal(whole, pieces) || !bytes.Equal(wholeOut, piecesOut) {
+			t.Fatalf("whole %q\n%q\npieces %q\n%q", whole, wholeOut, pieces, piecesOut)
+		}
+	})
+}
+
+// runClient opens streams, feeds raw, and returns the events and all that the
+// core wrote.
+func runClient(t *testing.T, raw []byte, cut int) (events []string, out []byte) {
+	c := http2.New(http2.Config{Client: true, Streams: 10, Output: 1 << 20})
+	c.Sent(len(preface))
+	p := rawPeer(t, c)
+	p.cut = cut
+	for i, method := range []string{"GET", "POST", "HEAD", "PUT"} {
+		c.Open(&http2.Request{Method: method, Scheme: "http", Host: "app", Path: "/"}, 0, i%2 == 0)
+	}
+	p.in.Write(raw)
+	events = merge(p.feed())
+	for i := range 6 {
+		c.WriteData(id(i), make([]byte, 200), i%2 == 0)
+		if i%3 == 0 {
+			c.Done(id(i))
+		}
+	}
+	c.Open(&http2.Request{Method: "GET", Scheme: "http", Host: "app", Path: "/"}, 0, true)
+	out = bytes.Clone(c.Output())
+	p.frames()
+	for i := range 6 {
+		c.Done(id(i))
+	}
+	if c.Streams() != 0 {
+		t.Fatalf("%d streams are left", c.Streams())
+	}
+	return events, out
+}
+
 // FuzzHeaderBlock compares with the decoder of package hpack, over several
 // blocks of one connection: the same list, or both refuse.
 func FuzzHeaderBlock(f *testing.F) {

@@ -45,6 +45,7 @@ type (
 
 // Config bounds a connection. A zero field means its default.
 type Config struct {
+	Client       bool // this end opens the streams
 	Streams      int  // whose work has not ended, at once; 100
 	StreamWindow int  // bytes of one body that may come before they are passed on; at least and by default 65,535
 	ConnWindow   int  // the same for all bodies together; at least 65,535; 1 MiB
@@ -110,25 +111,28 @@ type Kind uint8
 // Kinds of events.
 const (
 	None     Kind = iota
-	Begin         // a request begins; its work ends with Done
-	Data          // a piece of its body; its bytes go back by Consumed
-	Trailers      // the fields after its body, and so its end
+	Begin         // a request begins, to a server; its work ends with Done
+	Interim       // an interim answer (RFC 9110 15.2), to a client
+	Answer        // the final answer begins
+	Data          // a piece of a body; its bytes go back by Consumed
+	Trailers      // the fields after a body, and so its end
 	Refused       // a request that is refused for Err; with Err.Status it waits for an answer and Done, without it has ended
 	Reset         // the stream has ended early, by the peer or for the peer's fault, and takes no answer; Done is still due
 	Writable      // WriteData may take more of Stream, or of all streams when that is 0
-	GoneAway      // the peer will begin no more streams
+	GoneAway      // the peer takes no more streams: those above Stream have ended, and nothing was done about them
 )
 
 // Event is what Next found.
 type Event struct {
 	Kind    Kind
-	End     bool // Begin, Data: the body ends here
+	End     bool // Begin, Answer, Data: the body ends here
 	Stream  uint32
-	Request *Request // Begin; Refused with a status, as far as it was read; its views hold until Done
-	Data    []byte   // a view of Next's input
-	Fields  []Field  // Trailers; views that hold until Done
-	Code    Code     // Reset
-	Err     *Error   // Refused; Reset for the peer's fault
+	Request *Request  // Begin; Refused with a status, as far as it was read; its views hold until Done
+	Answer  *Response // Interim, Answer; its views hold until the next event of the stream
+	Data    []byte    // a view of Next's input
+	Fields  []Field   // Trailers; views that hold until Done
+	Code    Code      // Reset, GoneAway
+	Err     *Error    // Refused; Reset for the peer's fault
 }
 
 // view is b as a string without a copy.

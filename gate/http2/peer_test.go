@@ -41,6 +41,32 @@ func newPeer(t testing.TB, cfg http2.Config) *peer {
 	return p
 }
 
+// newServer is a peer that is the server of a client.
+func newServer(t testing.TB, cfg http2.Config) *peer {
+	cfg.Client = true
+	c := http2.New(cfg)
+	if greeting := c.Output(); !bytes.HasPrefix(greeting, []byte(preface)) {
+		t.Fatalf("the client says %q first", greeting)
+	}
+	c.Sent(len(preface))
+	p := rawPeer(t, c)
+	p.WriteSettings()
+	p.WriteSettingsAck()
+	p.feed()
+	p.frames()
+	return p
+}
+
+// open opens a stream of the client and passes over its frames.
+func (p *peer) open(method string, end bool) uint32 {
+	id, err := p.c.Open(&http2.Request{Method: method, Scheme: "http", Host: "app", Path: "/"}, 0, end)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.frames()
+	return id
+}
+
 func rawPeer(t testing.TB, c *http2.Conn) *peer {
 	p := &peer{t: t, c: c, now: 1}
 	p.Framer = xhttp2.NewFramer(&p.in, &p.out)
@@ -129,6 +155,11 @@ func (p *peer) word(ev *http2.Event) string {
 				w += fmt.Sprintf("(%d)", f.Class)
 			}
 		}
+	case http2.Interim, http2.Answer:
+		w = fmt.Sprintf("answer %d %d %d", ev.Stream, ev.Answer.Status, ev.Answer.Length)
+		for _, f := range ev.Answer.Fields {
+			w += fmt.Sprintf(" %s=%s", f.Name, f.Value)
+		}
 	case http2.Data:
 		w = fmt.Sprintf("data %d %d", ev.Stream, len(ev.Data))
 		if !p.keep {
@@ -150,6 +181,9 @@ func (p *peer) word(ev *http2.Event) string {
 		w = fmt.Sprintf("writable %d", ev.Stream)
 	case http2.GoneAway:
 		w = fmt.Sprintf("gone away %v", xhttp2.ErrCode(ev.Code))
+		if ev.Stream != 1<<31-1 {
+			w += fmt.Sprintf(" after %d", ev.Stream)
+		}
 	}
 	if ev.End {
 		w += " end"

@@ -84,7 +84,7 @@ func (c *Conn) endBlock(p []byte, ev *Event) *Error {
 		return nil
 	}
 	switch by, known := c.past(id); {
-	case by == byUs: // it was on its way (RFC 9113 5.1)
+	case known && by == byUs: // it was on its way (RFC 9113 5.1)
 		c.strain.charge(costIgnored, "ignored_flood")
 	case by == byPeer:
 		c.strain.charge(costReset, "rapid_fault")
@@ -130,21 +130,24 @@ func (c *Conn) newStream(id uint32, ev *Event) {
 	}
 }
 
-// moreHeaders takes a block for a stream in the table: trailers, at most.
+// moreHeaders takes a block for a stream in the table: to a server trailers, at
+// most; to a client heads of answers before that.
 func (c *Conn) moreHeaders(s *stream, ev *Event) {
 	switch {
 	case s.reset == byUs:
 		c.strain.charge(costIgnored, "ignored_flood")
 	case s.reset == byPeer || s.peerEnded:
 		c.fault(s, broken(StreamClosed, "stream_closed"), ev)
-	case !c.block.ended:
-		c.fault(s, malformed("trailers_without_end"), ev) // RFC 9113 8.1
 	case c.block.self:
 		c.fault(s, malformed("depends_on_itself"), ev)
+	case c.cfg.Client && !s.began:
+		c.answer(s, ev)
+	case !c.block.ended:
+		c.fault(s, malformed("trailers_without_end"), ev) // RFC 9113 8.1
 	case s.left > 0:
 		c.fault(s, malformed("content_length_differs"), ev)
 	default:
-		if err := s.trailers.parseTrailers(&c.dec); err != nil {
+		if err := s.trailers.parseTrailers(&c.dec, c.cfg.Client); err != nil {
 			err.Code = ProtocolError
 			c.fault(s, err, ev)
 			return
@@ -188,8 +191,8 @@ func (c *Conn) beginData(ev *Event) *Error {
 func (c *Conn) wanted(ev *Event) *stream {
 	s := c.find(c.f.stream)
 	if s == nil {
-		if by, _ := c.past(c.f.stream); by == byUs {
-			c.strain.charge(costIgnored, "ignored_flood")
+		if by, known := c.past(c.f.stream); known && by == byUs {
+			c.ignoreData()
 		} else {
 			c.strain.charge(costReset, "rapid_fault")
 			c.appendReset(c.f.stream, StreamClosed)
@@ -198,15 +201,26 @@ func (c *Conn) wanted(ev *Event) *stream {
 	}
 	switch {
 	case s.reset == byUs:
-		c.strain.charge(costIgnored, "ignored_flood")
+		c.ignoreData()
 	case s.reset == byPeer || s.peerEnded:
 		c.fault(s, broken(StreamClosed, "stream_closed"), ev)
+	case c.cfg.Client && !s.began:
+		c.fault(s, malformed("data_before_head"), ev) // RFC 9113 8.1
 	case s.room < c.f.length:
 		c.fault(s, broken(FlowControlError, "window_exceeded"), ev)
 	default:
 		return s
 	}
 	return nil
+}
+
+// ignoreData takes note of a DATA frame for a stream that was reset by this
+// end. A client is not hurt by what it let the server send: or whoever makes it
+// reset streams could have it leave all others on the connection.
+func (c *Conn) ignoreData() {
+	if !c.cfg.Client || c.f.length == 0 {
+		c.strain.charge(costIgnored, "ignored_flood")
+	}
 }
 
 // padLength takes the first byte of a padded DATA frame.

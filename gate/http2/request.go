@@ -148,7 +148,7 @@ func (h *head) pseudoFields(mem []byte, spans []span) (int, *Error) {
 // addFields reads the other fields.
 func (r *Request) addFields(h *head, spans []span) *Error {
 	for _, s := range spans {
-		k, err := r.add(s)
+		k, err := r.add(s, false)
 		if err != nil {
 			return err
 		}
@@ -168,20 +168,20 @@ func (r *Request) addFields(h *head, spans []span) *Error {
 }
 
 // add appends one field that must not be a pseudo-field.
-func (l *list) add(s span) (httpfield.Kind, *Error) {
+func (l *list) add(s span, response bool) (httpfield.Kind, *Error) {
 	name, value := nameOf(l.mem, s), valueOf(l.mem, s)
 	seen, err := checkName(name)
 	if err != nil {
 		return 0, err
 	}
-	if err := checkValue(value); err != nil {
+	if err := checkValue(value, response); err != nil {
 		return 0, err
 	}
 	class, k := httpfield.Classify(name)
 	switch {
 	case len(name) > httpfield.MaxName:
 		return 0, refuse(431, "field_too_large")
-	case seen&httpfield.Odd != 0 && httpfield.Disguised(class, k, false):
+	case seen&httpfield.Odd != 0 && httpfield.Disguised(class, k, response):
 		return 0, refuse(400, "field_name_disguised")
 	}
 	l.fields = append(l.fields, Field{Name: name, Value: value, Class: class})
@@ -208,15 +208,15 @@ func checkName(name string) (seen httpfield.Set, err *Error) {
 }
 
 // checkValue checks a value (RFC 9113 8.2.1), and refuses what package http1
-// does beyond: control characters, and bytes that are not ASCII.
-func checkValue(v string) *Error {
+// does beyond: control characters, and in requests bytes that are not ASCII.
+func checkValue(v string, response bool) *Error {
 	var bad *Error
 	for i := 0; i < len(v); i++ {
 		switch c := v[i]; {
 		case httpfield.Is(c, httpfield.Text) || c == '\t':
 		case c == 0 || c == '\r' || c == '\n':
 			return malformed("field_value_line_end")
-		case bad != nil:
+		case bad != nil || response && c >= 0x80:
 		case c < 0x80:
 			bad = refuse(400, "field_value_control")
 		default:
@@ -419,16 +419,18 @@ func (r *Request) target(target string, cfg *Config) *Error {
 }
 
 // parseTrailers makes the trailers of what the decoder read (RFC 9110 6.5). A
-// field that a gate acts upon came after the decision, and is refused.
-func (l *list) parseTrailers(d *decoder) *Error {
+// field of a request that a gate acts upon came after the decision, and is
+// refused; of an answer, only what frames it or is about a connection.
+func (l *list) parseTrailers(d *decoder, response bool) *Error {
 	l.reset()
 	l.mem = append(l.mem, d.out...)
 	for _, s := range d.spans {
-		k, err := l.add(s)
-		switch {
-		case err != nil:
+		k, err := l.add(s, response)
+		if err != nil {
 			return err
-		case k != httpfield.Other || l.fields[len(l.fields)-1].Class != 0:
+		}
+		class := l.fields[len(l.fields)-1].Class
+		if class&(httpfield.HopByHop|httpfield.Framing) != 0 || !response && (k != httpfield.Other || class != 0) {
 			return malformed("trailer_refused")
 		}
 	}

@@ -131,16 +131,19 @@ func (c *Conn) WriteData(id uint32, data []byte, end bool) (n int, err error) {
 			if window <= 0 {
 				break
 			}
-			if size = int(window); size < tiny {
-				// A window opened byte by byte makes a frame of each
-				// (CVE-2019-9511).
-				c.strain.charge(costEmpty, "dribble")
-			}
+			size = int(window)
 		}
 		size = min(size, frameSize)
 		last := end && size == len(rest)
 		if size == 0 && !last {
 			break
+		}
+		if size < tiny && size < len(rest) {
+			// A window opened byte by byte makes a frame of each
+			// (CVE-2019-9511).
+			c.strain.charge(costEmpty, "dribble")
+		} else {
+			c.strain.earn(costPing)
 		}
 		flags := byte(0)
 		if last {
@@ -201,7 +204,8 @@ func (c *Conn) Reset(id uint32, code Code) {
 
 // Done says that the work of a stream has ended: its views die. An answer that
 // is not whole is reset, so that nobody takes it for whole; a request that is
-// still coming is told that it need not (RFC 9113 8.1).
+// still coming is told that it need not (RFC 9113 8.1). A client cancels what
+// has not ended.
 func (c *Conn) Done(id uint32) {
 	s := c.find(id)
 	if s == nil {
@@ -209,7 +213,10 @@ func (c *Conn) Done(id uint32) {
 	}
 	if s.done = true; !s.closed() {
 		code := NoError
-		if !s.ended {
+		switch {
+		case c.cfg.Client:
+			code = Cancel
+		case !s.ended:
 			code = InternalError
 		}
 		c.kill(s, code)
@@ -225,6 +232,11 @@ const leavingPing = "leaving."
 // when it is complete.
 func (c *Conn) GoAway() {
 	if c.going != staying || c.err != nil {
+		return
+	}
+	if c.cfg.Client { // nothing of the server's is on its way
+		c.going = gone
+		c.appendGoAway(0, NoError, "")
 		return
 	}
 	c.going = leaving

@@ -28,7 +28,7 @@ func TestH2spec(t *testing.T) {
 	if err != nil {
 		t.Skip("h2spec is not installed: the conformance of HTTP/2 is not tested")
 	}
-	host, port, _ := net.SplitHostPort(listen(t, http2.Config{}, nil).String())
+	host, port, _ := net.SplitHostPort(listen(t, http2.Config{Connect: true}, nil).String())
 	report := filepath.Join(t.TempDir(), "report.xml")
 	out, err := exec.Command(program, "-h", host, "-p", port, "-o", "2", "-j", report).CombinedOutput()
 	raw, readErr := os.ReadFile(report)

@@ -30,6 +30,10 @@ func (s *strain) charge(cost int, reason string) {
 	}
 }
 
+// earn gives back what the peer may cost for something that was sent to it:
+// many answer data with a PING, to measure the path.
+func (s *strain) earn(points int) { s.points = max(0, s.points-points) }
+
 // rest takes the time into account; a clock that goes back is waited for.
 func (s *strain) rest(now int64) {
 	const step = 1e9 / strainRest

@@ -8,12 +8,14 @@ import "slices"
 type stream struct {
 	id        uint32
 	request   Request
+	response  Response
+	bodiless  bool  // the answer has no body whatever its head says: the method is HEAD
 	peerEnded bool  // END_STREAM came
 	ended     bool  // END_STREAM was sent
 	reset     reset // by whom
 	refused   bool  // its body is of no interest
 	done      bool  // the work has ended
-	began     bool  // the final head of the answer was sent
+	began     bool  // the final head of the answer was sent, or came
 	left      int64 // of content-length; -1 without one
 	send      int64 // bytes that the peer's window has room for; negative after it shrank (RFC 9113 6.9.2)
 	room      int   // bytes that the peer may send
@@ -48,7 +50,7 @@ func (c *Conn) open(id uint32) *stream {
 	} else {
 		s = new(stream)
 	}
-	*s = stream{id: id, request: s.request, trailers: s.trailers, left: -1, send: c.initialSend, room: c.cfg.StreamWindow}
+	*s = stream{id: id, request: s.request, response: s.response, trailers: s.trailers, left: -1, send: c.initialSend, room: c.cfg.StreamWindow}
 	return s
 }
 
@@ -57,6 +59,7 @@ func (c *Conn) put(s *stream) {
 	const keep = 8
 	if len(c.free) < keep {
 		s.request.reset()
+		s.response.list.reset()
 		s.trailers.reset()
 		c.free = append(c.free, s)
 	}
@@ -100,7 +103,8 @@ func (c *Conn) past(id uint32) (by reset, known bool) {
 			return c.recent[i].by, true
 		}
 	}
-	return notReset, false
+	// A client has opened every one of them, and may have reset it long ago.
+	return byUs, c.cfg.Client
 }
 
 // kill resets a stream that is in the table.

@@ -28,10 +28,12 @@ type Conn struct {
 	sock   net.Conn // below TLS
 	peeker *peeker  // of sock
 	born   int64
-	since  int64 // when it was last released
-	lent   bool  // guarded by ep.mu
-	trial  trial // what this loan means to its endpoint
-	told   bool  // the outcome of this loan has been counted
+	since  int64   // when it was last released
+	lent   bool    // guarded by ep.mu
+	mux    *shared // whose stream it is, if it is one
+	trial  trial   // what this loan means to its endpoint
+	told   bool    // the outcome of this loan has been counted
+	alone  bool    // it has left the count of its endpoint's connections; guarded by ep.mu
 }
 
 // Failure is what went wrong with an endpoint.
@@ -42,6 +44,7 @@ const (
 	Reset                  // the connection broke before the answer was whole, or the answer was no HTTP
 	Timeout                // the answer did not begin in time
 	Gateway                // the answer was 502, 503 or 504
+	Refused                // the connection took no more calls, and nothing was done about this one: says nothing either
 )
 
 // Failed tells what the call on this connection saw. It counts once per loan,
@@ -49,7 +52,7 @@ const (
 // that stopped) is no failure of the endpoint and must not be told.
 func (c *Conn) Failed(kind Failure) {
 	switch {
-	case c.told:
+	case c.told, kind == Refused:
 	case kind == Stale && c.Reused:
 		c.ep.stale(c.since)
 	default:
@@ -73,7 +76,27 @@ func (c *Conn) Succeeded() {
 // is closed. Keep it only if the exchange is complete and not one byte is left
 // to read: what is left would be the answer to someone else's call. The second
 // of two Releases in a row does nothing.
-func (c *Conn) Release(keep bool) { c.ep.put(c, keep) }
+// A stream of a shared connection ends either way.
+func (c *Conn) Release(keep bool) {
+	if c.mux != nil {
+		c.ep.hangUp(c)
+	} else {
+		c.ep.put(c, keep)
+	}
+}
+
+// Detach takes the connection out of those that its endpoint may have at once:
+// it will be in use for a long time, as a tunnel, and calls need the room. Its
+// user bounds how many there are. It is not used again after Release.
+func (c *Conn) Detach() {
+	ep := c.ep
+	ep.mu.Lock()
+	defer ep.mu.Unlock()
+	if c.lent && !c.alone {
+		c.alone = true
+		ep.vacate()
+	}
+}
 
 // Socket is the TCP connection, below TLS if there is any.
 func (c *Conn) Socket() net.Conn { return c.sock }

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"merlon"
 	"merlon/internal/wire"
 )
 
@@ -34,20 +35,35 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 		}
 		return &Conn{Conn: nc, Raw: raw, Wire: below, Endpoint: ep.Endpoint, State: state, ep: ep, sock: sock, peeker: newPeeker(sock), born: ep.c.now(), lent: true}, nil
 	}
-	ep.mu.Lock()
-	ep.vacate()
-	ep.mu.Unlock()
 	switch {
 	case ep.c.ctx.Err() != nil:
-		return nil, ep.c.fail(ReasonClosed, ep.Address, err)
+		return nil, ep.noConn(ReasonClosed, err)
 	case caller.Err() != nil:
-		return nil, ep.c.fail(ReasonCancelled, ep.Address, err)
+		return nil, ep.noConn(ReasonCancelled, err)
 	}
+	return nil, ep.undialled(t, err)
+}
+
+// undialled counts that no connection could be made, and gives its place up.
+func (ep *endpoint) undialled(t *trial, err error) *Error {
 	ep.c.counts.failed.Add(1)
 	ep.failed(*t)
 	*t = none
 	ep.c.resolveSoon(ep)
-	return nil, ep.c.fail(ReasonConnect, ep.Address, err)
+	return ep.noConn(ReasonConnect, err)
+}
+
+// noConn gives up the place of a connection that could not be made.
+func (ep *endpoint) noConn(reason merlon.Reason, cause error) *Error {
+	err := ep.c.fail(reason, ep.Address, cause)
+	if ep.c.cfg.Mux != nil {
+		ep.giveUp(err)
+		return err
+	}
+	ep.mu.Lock()
+	defer ep.mu.Unlock()
+	ep.vacate()
+	return err
 }
 
 // connect makes a TCP connection and, if the endpoint has it, TLS on it.

@@ -28,8 +28,10 @@ type endpoint struct {
 	// peeks. Each endpoint has its own, so it is contended only by calls to
 	// the same address. After it, no other lock is taken.
 	mu      sync.Mutex
-	idle    []*Conn // the one used last is at the end
-	open    int     // idle, lent and being made
+	idle    []*Conn   // the one used last is at the end
+	open    int       // idle, lent and being made
+	muxes   []*shared // that take calls, oldest first
+	dialing int       // of open: shared connections in the making
 	waiting []*waiter
 	retired bool
 	flushed int64 // when a dead connection last made the older ones suspect
@@ -41,18 +43,19 @@ type waiter struct {
 	got   chan grant // of size 1: who grants never blocks
 }
 
-// grant is a connection, or leave to make one (nil), or neither (retired).
+// grant is a connection, or leave to make one (nil), or why there is neither.
 type grant struct {
-	conn    *Conn
-	retired bool
+	conn *Conn
+	err  *Error
 }
 
 // reasonRetired stays inside: Get tries another endpoint.
 const reasonRetired merlon.Reason = "retired"
 
 var (
-	errFull   = errors.New("all connections are in use, and as many calls as may wait are waiting")
-	errWaited = errors.New("all connections stayed in use")
+	errFull     = errors.New("all connections are in use, and as many calls as may wait are waiting")
+	errWaited   = errors.New("all connections stayed in use")
+	errNoStream = errors.New("the endpoint took the connection, and no call on it")
 )
 
 func newEndpoint(c *Cluster, e merlon.Endpoint) *endpoint {
@@ -63,7 +66,25 @@ func newEndpoint(c *Cluster, e merlon.Endpoint) *endpoint {
 // ejected endpoint must show that it can be connected to.
 func (ep *endpoint) get(ctx context.Context, fresh bool, t trial) (*Conn, *Error) {
 	ep.active.Add(1)
-	conn, evicted, w, err := ep.take(fresh || t != none)
+	var conn *Conn
+	var err *Error
+	if ep.c.cfg.Mux != nil {
+		conn, err = ep.stream(ctx, &t)
+	} else {
+		conn, err = ep.whole(ctx, fresh, &t)
+	}
+	if err != nil {
+		ep.unprobe(t)
+		ep.active.Add(-1)
+		return nil, err
+	}
+	conn.trial, conn.told = t, false
+	return conn, nil
+}
+
+// whole lends a connection that carries one call at a time.
+func (ep *endpoint) whole(ctx context.Context, fresh bool, t *trial) (*Conn, *Error) {
+	conn, evicted, w, err := ep.take(fresh || *t != none)
 	if evicted != nil {
 		evicted.closeNow()
 	}
@@ -77,15 +98,9 @@ func (ep *endpoint) get(ctx context.Context, fresh bool, t trial) (*Conn, *Error
 		conn = nil
 	}
 	if err == nil && conn == nil {
-		conn, err = ep.dial(ctx, &t)
+		conn, err = ep.dial(ctx, t)
 	}
-	if err != nil {
-		ep.unprobe(t)
-		ep.active.Add(-1)
-		return nil, err
-	}
-	conn.trial, conn.told = t, false
-	return conn, nil
+	return conn, err
 }
 
 // take pops a connection, or reserves a place for a new one (all results nil),
@@ -125,7 +140,7 @@ func (ep *endpoint) wait(ctx context.Context, w *waiter) (*Conn, *Error) {
 	var err *Error
 	select {
 	case g := <-w.got:
-		return ep.granted(g)
+		return g.conn, g.err
 	case <-timeout.C:
 		err = ep.c.fail(ReasonOverloaded, ep.Address, errWaited)
 	case <-ctx.Done():
@@ -138,16 +153,10 @@ func (ep *endpoint) wait(ctx context.Context, w *waiter) (*Conn, *Error) {
 	}
 	ep.mu.Unlock()
 	if i < 0 { // granted in the meantime; it would be lost with us
-		return ep.granted(<-w.got)
+		g := <-w.got
+		return g.conn, g.err
 	}
 	return nil, err
-}
-
-func (ep *endpoint) granted(g grant) (*Conn, *Error) {
-	if g.retired {
-		return nil, ep.c.fail(reasonRetired, ep.Address, nil)
-	}
-	return g.conn, nil
 }
 
 // put takes a connection back: for the first in line, else for the pool, else
@@ -161,7 +170,7 @@ func (ep *endpoint) put(conn *Conn, keep bool) {
 	}
 	t := conn.trial
 	conn.lent, conn.trial = false, none
-	keep = keep && !ep.retired && ep.until.Load() == 0 && now-conn.born < int64(ep.c.cfg.MaxAge)
+	keep = keep && !conn.alone && !ep.retired && ep.until.Load() == 0 && now-conn.born < int64(ep.c.cfg.MaxAge)
 	switch {
 	case keep && len(ep.waiting) > 0 && !ep.waiting[0].fresh:
 		conn.lent, conn.Reused, conn.since = true, true, now
@@ -170,8 +179,9 @@ func (ep *endpoint) put(conn *Conn, keep bool) {
 		conn.since = now
 		ep.idle = append(ep.idle, conn)
 	default:
-		keep = false
-		ep.vacate()
+		if keep = false; !conn.alone {
+			ep.vacate()
+		}
 	}
 	ep.mu.Unlock()
 	ep.active.Add(-1)
@@ -205,7 +215,7 @@ func (ep *endpoint) retire() {
 	ep.mu.Lock()
 	ep.retired = true
 	for len(ep.waiting) > 0 {
-		ep.next().got <- grant{retired: true}
+		ep.next().got <- grant{err: ep.c.fail(reasonRetired, ep.Address, nil)}
 	}
 	ep.mu.Unlock()
 	ep.drop(func(*Conn) bool { return true })
@@ -222,6 +232,7 @@ func (ep *endpoint) drop(unwanted func(*Conn) bool) {
 		out = append(out, conn)
 		return true
 	})
+	ep.spend(func(s *shared) bool { return unwanted(s.first) })
 	for range out {
 		ep.vacate()
 	}

@@ -58,6 +58,13 @@ type Config struct {
 	// the connection's State.
 	TLS func(merlon.Endpoint) (config *tls.Config, state any)
 
+	// Mux makes of a new connection, whose Conn, State and Socket are set, one that
+	// carries many calls at once, and of each loan a stream of it; nil means that a
+	// connection carries one call at a time. It closes the connection in the end, unless it returns
+	// an error. It calls changed, holding no lock, when the connection may take
+	// more calls than before, or none any more.
+	Mux func(first *Conn, changed func()) (Mux, error)
+
 	ConnectTimeout time.Duration // TCP and TLS together, and the wait for a name or a free connection; 2 s
 	IdleTimeout    time.Duration // of a pooled connection; 55 s, below the 60 s of most servers
 	MaxAge         time.Duration // of a connection, so that peers prove themselves again; 1 h
@@ -322,6 +329,11 @@ func (c *Cluster) Status() []Status {
 		}
 		ep.mu.Lock()
 		st.Open, st.Idle, st.Waiting = ep.open, len(ep.idle), len(ep.waiting)
+		for _, s := range ep.muxes {
+			if s.lent == 0 {
+				st.Idle++
+			}
+		}
 		ep.mu.Unlock()
 		out = append(out, st)
 	}

@@ -23,6 +23,8 @@ const (
 	Forwarding
 	// Identity fields claim who is calling.
 	Identity
+	// Tracing fields say which trace the request belongs to (W3C Trace Context).
+	Tracing
 )
 
 // Kind tells a parser which fields it must understand itself.
@@ -38,6 +40,7 @@ const (
 	Expect
 	Upgrade
 	TE
+	TraceParent
 	Authorization
 	ContentType
 	Protected // end-to-end, and Connection must not remove it
@@ -71,6 +74,9 @@ var exact = []entry{
 	{"content-type", 0, ContentType},
 	{"cookie", 0, Protected},
 	{"origin", 0, Protected},
+
+	{"traceparent", Tracing, TraceParent},
+	{"tracestate", Tracing, Other},
 
 	{"via", Forwarding, Other},
 	{"client-ip", Forwarding, Other},

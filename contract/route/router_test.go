@@ -1,4 +1,4 @@
-package contract
+package route
 
 import (
 	"cmp"
@@ -202,7 +202,7 @@ func TestTooManyOverlaps(t *testing.T) {
 // reference is a router as one would write it down: templates as regular
 // expressions, tried from the most concrete on.
 type reference struct {
-	templates []template
+	templates []Template
 	patterns  []*regexp.Regexp
 	routes    map[string][]int // by shape
 }
@@ -211,16 +211,16 @@ func newReference(lines []string) *reference {
 	ref := &reference{routes: map[string][]int{}}
 	for i, line := range lines {
 		_, path, _ := strings.Cut(line, " ")
-		t, err := parseTemplate(path)
+		t, err := ParseTemplate(path)
 		if err != nil {
 			continue
 		}
-		if ref.routes[t.shape()] == nil {
+		if ref.routes[t.Shape()] == nil {
 			ref.templates = append(ref.templates, t)
 		}
-		ref.routes[t.shape()] = append(ref.routes[t.shape()], i)
+		ref.routes[t.Shape()] = append(ref.routes[t.Shape()], i)
 	}
-	slices.SortFunc(ref.templates, func(a, b template) int {
+	slices.SortFunc(ref.templates, func(a, b Template) int {
 		for i := range min(len(a), len(b)) {
 			if c := cmp.Or(cmp.Compare(rank(&a[i]), rank(&b[i])), cmp.Compare(b[i].concreteness(), a[i].concreteness()),
 				slices.Compare(b[i].literals, a[i].literals)); c != 0 {
@@ -267,7 +267,7 @@ func (ref *reference) match(lines []string, method, path string) (int, []string,
 			continue
 		}
 		any := -1
-		for _, index := range ref.routes[ref.templates[i].shape()] {
+		for _, index := range ref.routes[ref.templates[i].Shape()] {
 			switch m, _, _ := strings.Cut(lines[index], " "); {
 			case m == method:
 				return ref.unambiguous(i, index, path, values[1:])

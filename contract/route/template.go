@@ -1,4 +1,4 @@
-package contract
+package route
 
 import (
 	"fmt"
@@ -11,13 +11,22 @@ import (
 
 // Bounds of one template.
 const (
-	maxTemplate = 2048 // bytes
+	MaxTemplate = 2048 // bytes
 	maxSegments = 64
 	maxSplits   = 8 // parameters in one segment
 )
 
-// template is a path with parameters, cut into segments.
-type template []segment
+// CodeTemplate is the code of a diagnostic about a template that cannot be read.
+const CodeTemplate = "E0210"
+
+// Bounds of one operation.
+const (
+	MaxParams = 256 // parameters
+	MaxName   = 256 // bytes of its name, and of that of a parameter
+)
+
+// Template is a path with parameters, cut into segments.
+type Template []segment
 
 // segment is what stands between two slashes: literals with parameters between
 // them, len(literals) == len(names)+1. A parameter takes one character or more,
@@ -42,7 +51,7 @@ func (s *segment) concreteness() (n int) {
 }
 
 // String writes the template in its canonical form.
-func (t template) String() string {
+func (t Template) String() string {
 	var b strings.Builder
 	for i := range t {
 		b.WriteByte('/')
@@ -51,9 +60,9 @@ func (t template) String() string {
 	return b.String()
 }
 
-// shape is the template without the names of its parameters: two templates of
+// Shape is the template without the names of its parameters: two templates of
 // one shape match the same paths.
-func (t template) shape() string {
+func (t Template) Shape() string {
 	var b strings.Builder
 	for i := range t {
 		b.WriteByte('/')
@@ -77,8 +86,8 @@ func (s *segment) write(b *strings.Builder, as string) {
 	}
 }
 
-// names are the parameters, in the order of the path.
-func (t template) names() []string {
+// Names are the parameters, in the order of the path.
+func (t Template) Names() []string {
 	var names []string
 	for _, s := range t {
 		names = append(names, s.names...)
@@ -86,39 +95,39 @@ func (t template) names() []string {
 	return names
 }
 
-// parseTemplate reads a path template: OpenAPI's, with parameters that may be
+// ParseTemplate reads a path template: OpenAPI's, with parameters that may be
 // parts of a segment, and {name...} at the end for one segment or more. It
 // brings the literals to canonical form.
-func parseTemplate(s string) (template, error) {
+func ParseTemplate(s string) (Template, error) {
 	switch {
 	case !strings.HasPrefix(s, "/"):
-		return nil, fmt.Errorf("path %s does not begin with a slash", quote(s))
-	case len(s) > maxTemplate:
-		return nil, fmt.Errorf("path %s is longer than %d bytes", quote(s), maxTemplate)
+		return nil, fmt.Errorf("path %s does not begin with a slash", Quote(s))
+	case len(s) > MaxTemplate:
+		return nil, fmt.Errorf("path %s is longer than %d bytes", Quote(s), MaxTemplate)
 	}
 	parts := splitSegments(s[1:])
 	if len(parts) > maxSegments {
-		return nil, fmt.Errorf("path %s has more than %d segments", quote(s), maxSegments)
+		return nil, fmt.Errorf("path %s has more than %d segments", Quote(s), maxSegments)
 	}
-	t := make(template, len(parts))
+	t := make(Template, len(parts))
 	for i, part := range parts {
 		last := i == len(parts)-1
 		if part == "" && !last {
-			return nil, fmt.Errorf("path %s has an empty segment", quote(s))
+			return nil, fmt.Errorf("path %s has an empty segment", Quote(s))
 		}
 		var err error
 		if t[i], err = parseSegment(part); err != nil {
-			return nil, fmt.Errorf("path %s %w", quote(s), err)
+			return nil, fmt.Errorf("path %s %w", Quote(s), err)
 		}
 		if t[i].rest && !last {
-			return nil, fmt.Errorf("path %s goes on after %s, which takes all that follows", quote(s), quote(part))
+			return nil, fmt.Errorf("path %s goes on after %s, which takes all that follows", Quote(s), Quote(part))
 		}
 	}
-	names := t.names()
+	names := t.Names()
 	slices.Sort(names)
 	for i := 1; i < len(names); i++ {
 		if names[i] == names[i-1] {
-			return nil, fmt.Errorf("path %s names the parameter %s twice", quote(s), quote(names[i]))
+			return nil, fmt.Errorf("path %s names the parameter %s twice", Quote(s), Quote(names[i]))
 		}
 	}
 	return t, nil
@@ -158,7 +167,7 @@ func parseSegment(s string) (segment, error) {
 			return seg, err
 		}
 		if literal == "" && open >= 0 && len(seg.names) > 0 {
-			return seg, fmt.Errorf("has two parameters with nothing between them in %s", quote(s))
+			return seg, fmt.Errorf("has two parameters with nothing between them in %s", Quote(s))
 		}
 		seg.literals = append(seg.literals, literal)
 		if open < 0 {
@@ -166,21 +175,21 @@ func parseSegment(s string) (segment, error) {
 		}
 		name, after, ok := strings.Cut(rest[open+1:], "}")
 		if !ok {
-			return seg, fmt.Errorf("has no closing brace in %s", quote(s))
+			return seg, fmt.Errorf("has no closing brace in %s", Quote(s))
 		}
 		if name, seg.rest = strings.CutSuffix(name, "..."); seg.rest && s != "{"+name+"...}" {
-			return seg, fmt.Errorf("has more than one parameter in %s; one that takes all that follows stands alone", quote(s))
+			return seg, fmt.Errorf("has more than one parameter in %s; one that takes all that follows stands alone", Quote(s))
 		}
 		if err := checkParamName(name); err != nil {
 			return seg, err
 		}
 		if seg.names = append(seg.names, name); len(seg.names) > maxSplits {
-			return seg, fmt.Errorf("has more than %d parameters in %s", maxSplits, quote(s))
+			return seg, fmt.Errorf("has more than %d parameters in %s", maxSplits, Quote(s))
 		}
 		rest = after
 	}
 	if len(seg.names) == 0 && (seg.literals[0] == "." || seg.literals[0] == "..") {
-		return seg, fmt.Errorf("has the dot segment %s", quote(s))
+		return seg, fmt.Errorf("has the dot segment %s", Quote(s))
 	}
 	return seg, nil
 }
@@ -191,10 +200,10 @@ func checkParamName(name string) error {
 	switch {
 	case name == "":
 		return fmt.Errorf("has a parameter without a name")
-	case len(name) > maxName:
-		return fmt.Errorf("has a parameter whose name is longer than %d bytes", maxName)
+	case len(name) > MaxName:
+		return fmt.Errorf("has a parameter whose name is longer than %d bytes", MaxName)
 	case strings.ContainsAny(name, "{/*=") || strings.IndexByte("+#.;?&", name[0]) >= 0:
-		return fmt.Errorf("has the parameter %s; only a name may stand in braces, or name... at the end", quote("{"+name+"}"))
+		return fmt.Errorf("has the parameter %s; only a name may stand in braces, or name... at the end", Quote("{"+name+"}"))
 	}
 	for _, r := range name {
 		if r < ' ' || r == 0x7f || r == utf8.RuneError {
@@ -226,7 +235,7 @@ func canonical(s string) (string, error) {
 		case c == '\\':
 			return "", fmt.Errorf("has a backslash")
 		case !encoded && (c == '?' || c == '#'):
-			return "", fmt.Errorf("has a %s; a path ends there", quote(string(c)))
+			return "", fmt.Errorf("has a %s; a path ends there", Quote(string(c)))
 		case !encoded && c == ';':
 			return "", fmt.Errorf("has a semicolon, which is refused in requests")
 		case !encoded && c == '}':
@@ -264,6 +273,9 @@ func unhex(c byte) byte {
 // methods are what an operation may have (OpenAPI 4.8.9).
 var methods = [...]string{"GET", "PUT", "POST", "DELETE", "OPTIONS", "HEAD", "PATCH", "TRACE"}
 
+// IsMethod reports whether an operation may have the method.
+func IsMethod(method string) bool { return slices.Contains(methods[:], method) }
+
 // ParseInline reads an operation written in one line, such as
 // "GET /products/{id}" or "GET /products?q&page": names after the question mark
 // are query parameters, none of them required. Method "*" is any method. The
@@ -271,18 +283,18 @@ var methods = [...]string{"GET", "PUT", "POST", "DELETE", "OPTIONS", "HEAD", "PA
 func ParseInline(s string) (merlon.Operation, error) {
 	method, target, ok := strings.Cut(s, " ")
 	if !ok || target == "" {
-		return merlon.Operation{}, fmt.Errorf(`%s is no operation; write a method and a path, such as "GET /products/{id}"`, quote(s))
+		return merlon.Operation{}, fmt.Errorf(`%s is no operation; write a method and a path, such as "GET /products/{id}"`, Quote(s))
 	}
-	if method != "*" && !slices.Contains(methods[:], method) {
-		return merlon.Operation{}, fmt.Errorf("%s is no method; expect one of %s or *", quote(method), strings.Join(methods[:], ", "))
+	if method != "*" && !IsMethod(method) {
+		return merlon.Operation{}, fmt.Errorf("%s is no method; expect one of %s or *", Quote(method), strings.Join(methods[:], ", "))
 	}
 	target, query, asked := strings.Cut(target, "?")
-	t, err := parseTemplate(target)
+	t, err := ParseTemplate(target)
 	if err != nil {
 		return merlon.Operation{}, err
 	}
 	op := merlon.Operation{Method: method, Path: t.String()}
-	for _, name := range t.names() {
+	for _, name := range t.Names() {
 		op.Params = append(op.Params, merlon.ParamSpec{Name: name, In: merlon.InPath, Required: true})
 	}
 	if !asked {
@@ -290,7 +302,7 @@ func ParseInline(s string) (merlon.Operation, error) {
 	}
 	for name := range strings.SplitSeq(query, "&") {
 		if err := checkQueryName(name, op.Params); err != nil {
-			return merlon.Operation{}, fmt.Errorf("query of %s %w", quote(s), err)
+			return merlon.Operation{}, fmt.Errorf("query of %s %w", Quote(s), err)
 		}
 		op.Params = append(op.Params, merlon.ParamSpec{Name: name, In: merlon.InQuery})
 	}
@@ -303,14 +315,14 @@ func checkQueryName(name string, before []merlon.ParamSpec) error {
 	switch {
 	case name == "":
 		return fmt.Errorf("has a parameter without a name")
-	case len(name) > maxName:
-		return fmt.Errorf("has a parameter whose name is longer than %d bytes", maxName)
-	case len(before) >= maxParams:
-		return fmt.Errorf("has more than %d parameters", maxParams)
+	case len(name) > MaxName:
+		return fmt.Errorf("has a parameter whose name is longer than %d bytes", MaxName)
+	case len(before) >= MaxParams:
+		return fmt.Errorf("has more than %d parameters", MaxParams)
 	case strings.ContainsFunc(name, func(r rune) bool { return r > '~' || r < '!' || strings.ContainsRune("=?#%+{}", r) }):
-		return fmt.Errorf("has %s; write names only, such as ?q&page", quote(name))
+		return fmt.Errorf("has %s; write names only, such as ?q&page", Quote(name))
 	case slices.ContainsFunc(before, func(p merlon.ParamSpec) bool { return p.In == merlon.InQuery && p.Name == name }):
-		return fmt.Errorf("names %s twice", quote(name))
+		return fmt.Errorf("names %s twice", Quote(name))
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package contract
+package route
 
 import (
 	"cmp"
@@ -49,7 +49,7 @@ type Router struct {
 // compiled is a route with its template, for the values of its parameters.
 type compiled struct {
 	Route
-	template template
+	template Template
 }
 
 // branch is a place between two segments in the tree of templates. Every
@@ -87,12 +87,12 @@ type methodRoute struct {
 // so: the first of two equal routes wins.
 func NewRouter(routes []Route) (*Router, merlon.Diagnostics) {
 	r := &Router{routes: make([]compiled, len(routes))}
-	rep := &report{}
+	rep := &Report{}
 	for i, route := range routes {
 		r.routes[i].Route = route
-		t, err := parseTemplate(route.Path)
+		t, err := ParseTemplate(route.Path)
 		if err != nil {
-			rep.errorf(route.Pos, 0, "E0210", "", "%v", err)
+			rep.Errorf(route.Pos, 0, CodeTemplate, "", "%v", err)
 			continue
 		}
 		r.routes[i].template = t
@@ -106,23 +106,23 @@ func NewRouter(routes []Route) (*Router, merlon.Diagnostics) {
 	r.root.sort()
 	o := overlaps{router: r, report: rep, budget: maxSteps}
 	o.pairs(&r.root, &r.root)
-	return r, rep.sorted()
+	return r, rep.Sorted()
 }
 
 // sameTemplate reports two routes of which the second could never be reached.
-func sameTemplate(rep *report, a, b *compiled) {
+func sameTemplate(rep *Report, a, b *compiled) {
 	if b.Pos.Compare(a.Pos) < 0 {
 		a, b = b, a
 	}
 	_, example := compare(a.template, b.template)
-	rep.add(merlon.Diagnostic{Pos: b.Pos, Width: utf8.RuneCountInString(b.Name), Code: "E0212",
-		Message: fmt.Sprintf("%s and %s are the same: both match %s", quote(a.Method+" "+a.Path), quote(b.Method+" "+b.Path),
-			quote(example)),
+	rep.Add(merlon.Diagnostic{Pos: b.Pos, Width: utf8.RuneCountInString(b.Name), Code: "E0212",
+		Message: fmt.Sprintf("%s and %s are the same: both match %s", Quote(a.Method+" "+a.Path), Quote(b.Method+" "+b.Path),
+			Quote(example)),
 		Hint: "leave one of them", Also: []merlon.Pos{a.Pos}})
 }
 
 // leaf is the leaf of a template; it grows the tree where needed.
-func (b *branch) leaf(t template) *leaf {
+func (b *branch) leaf(t Template) *leaf {
 	for i := range t {
 		s := &t[i]
 		if s.rest {
@@ -292,7 +292,7 @@ func (s *segment) split(text string) (at [maxSplits]int, ok bool) {
 // capture appends the parameters' values in a path that the template matches.
 // It reports false when a segment can be split in more than one way, or only
 // within a percent-encoding.
-func (t template) capture(path string, ps []merlon.Param) (_ []merlon.Param, ok bool) {
+func (t Template) capture(path string, ps []merlon.Param) (_ []merlon.Param, ok bool) {
 	for i := range t {
 		s := &t[i]
 		if s.rest {

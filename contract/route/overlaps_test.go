@@ -1,4 +1,4 @@
-package contract
+package route
 
 import (
 	"fmt"
@@ -40,7 +40,7 @@ func TestOverlaps(t *testing.T) {
 }
 
 // meet is the plain answer for two templates.
-func meet(a, b template) bool {
+func meet(a, b Template) bool {
 	for i := range max(len(a), len(b)) {
 		if i >= len(a) || i >= len(b) {
 			return false
@@ -62,13 +62,13 @@ func TestOverlapsAll(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 3000 {
 		var routes []Route
-		var parsed []template
+		var parsed []Template
 		for range 2 + random.IntN(6) {
 			path := ""
 			for range 1 + random.IntN(3) {
 				path += "/" + words[random.IntN(len(words))]
 			}
-			if tpl, err := parseTemplate(path); err == nil {
+			if tpl, err := ParseTemplate(path); err == nil {
 				routes, parsed = append(routes, Route{Method: "GET", Path: path}), append(parsed, tpl)
 			}
 		}

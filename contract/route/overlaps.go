@@ -1,4 +1,4 @@
-package contract
+package route
 
 import "iter"
 
@@ -17,7 +17,7 @@ func Overlaps(routes []Route) iter.Seq[Overlap] {
 	return func(yield func(Overlap) bool) {
 		r := &Router{routes: make([]compiled, len(routes))}
 		for i, route := range routes {
-			t, err := parseTemplate(route.Path)
+			t, err := ParseTemplate(route.Path)
 			if err != nil {
 				continue
 			}
@@ -27,7 +27,7 @@ func Overlaps(routes []Route) iter.Seq[Overlap] {
 		}
 		r.root.sort()
 		stopped := false
-		o := overlaps{router: r, report: &report{}, budget: maxSteps}
+		o := overlaps{router: r, report: &Report{}, budget: maxSteps}
 		pair := func(a, b int) {
 			if stopped {
 				return

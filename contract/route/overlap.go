@@ -1,4 +1,4 @@
-package contract
+package route
 
 import (
 	"fmt"
@@ -18,7 +18,7 @@ const compareCost = 16
 // against itself: only pairs of branches that a common path reaches are seen.
 type overlaps struct {
 	router *Router
-	report *report
+	report *Report
 	budget int
 	each   func(a, b *leaf) // takes every pair in place of the report, when not nil
 }
@@ -28,7 +28,7 @@ func (o *overlaps) spend(steps int) bool {
 	if o.budget -= steps; o.budget > 0 {
 		return true
 	}
-	o.report.errorf(o.router.routes[0].Pos, 0, "E0215", "make the paths more concrete at their beginning", "too many templates match the same paths to compare them all")
+	o.report.Errorf(o.router.routes[0].Pos, 0, "E0215", "make the paths more concrete at their beginning", "too many templates match the same paths to compare them all")
 	return false
 }
 
@@ -174,7 +174,7 @@ func (o *overlaps) leaves(a, b *leaf) {
 	if rel.first == 0 || rel.silent() {
 		return
 	}
-	if rel.first != neither && len(o.report.warnings) == maxReports {
+	if rel.first != neither && len(o.report.warnings) == MaxReports {
 		return
 	}
 	winner, loser := x, y
@@ -183,18 +183,18 @@ func (o *overlaps) leaves(a, b *leaf) {
 	}
 	d := merlon.Diagnostic{Code: "W0201", Warning: true,
 		Message: fmt.Sprintf("%s and %s both match %s; %s is taken, the more concrete from the left",
-			quote(winner.Path), quote(loser.Path), quote(example), quote(winner.Path)),
+			Quote(winner.Path), Quote(loser.Path), Quote(example), Quote(winner.Path)),
 		Hint: "an application may take the other one; make one of the paths more concrete"}
 	if rel.first == neither {
 		d = merlon.Diagnostic{Code: "E0213",
-			Message: fmt.Sprintf("%s and %s both match %s, and neither is the more concrete", quote(winner.Path), quote(loser.Path), quote(example)),
+			Message: fmt.Sprintf("%s and %s both match %s, and neither is the more concrete", Quote(winner.Path), Quote(loser.Path), Quote(example)),
 			Hint:    "make one of the paths more concrete"}
 	}
 	d.Pos, d.Also = loser.Pos, []merlon.Pos{winner.Pos}
 	if winner.Pos.Compare(loser.Pos) > 0 {
 		d.Pos, d.Also = winner.Pos, []merlon.Pos{loser.Pos}
 	}
-	o.report.add(d)
+	o.report.Add(d)
 }
 
 // relation says how two templates with a common path differ.
@@ -224,7 +224,7 @@ func (r *relation) add(d difference) {
 
 // compare says how two templates that match a common path differ, and gives an
 // example of such a path.
-func compare(a, b template) (r relation, example string) {
+func compare(a, b Template) (r relation, example string) {
 	var path strings.Builder
 	for i := range min(len(a), len(b)) {
 		s, t := &a[i], &b[i]
@@ -259,7 +259,7 @@ func compare(a, b template) (r relation, example string) {
 
 // compareTemplates orders templates that part in a segment in which neither is
 // the more concrete, as the tree orders them.
-func compareTemplates(a, b template) int {
+func compareTemplates(a, b Template) int {
 	for i := range min(len(a), len(b)) {
 		if c := compareSegments(&a[i], &b[i]); c != 0 {
 			return c

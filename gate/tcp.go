@@ -1,0 +1,195 @@
+package gate
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+
+	"merlon"
+	"merlon/gate/http1"
+)
+
+// A service that speaks TCP is called by CONNECT, and by nothing else: by its
+// caller's application if that knows proxies, or by the gate in the name of one
+// that connects to a local port. Between gates CONNECT travels over mutual TLS
+// under a protocol of its own (RFC 7301), which the gate of a TCP service alone
+// speaks, and it nothing else: no byte of a tunnel is ever read as HTTP by the
+// gate of another service, nor a request as bytes of a tunnel.
+
+// tunnelProtocol is what gates agree on in the handshake.
+const tunnelProtocol = "merlon-tcp"
+
+var errNotTunnel = errors.New("the other gate does not speak " + tunnelProtocol)
+
+// named is the service that an application means by the host of its request.
+func (x *exchange) named() (name string, known bool) {
+	if x.connects() { // exactly the host and the port that the intent names
+		if name, known = x.f.names[x.call.Host+x.port]; known {
+			return name, true
+		}
+	}
+	name, known = x.f.names[x.call.Host]
+	return name, known
+}
+
+// appendConnect asks another gate for a tunnel to its service.
+func (x *exchange) appendConnect(dst []byte) []byte {
+	const port = ":1" // the other gate knows the address of its service
+	for _, s := range [...]string{"CONNECT ", x.service.Name, port, " HTTP/1.1\r\nHost: ", x.service.Name, port, "\r\n"} {
+		dst = append(dst, s...)
+	}
+	return dst
+}
+
+// tunnelTLS is upstreamTLS to the gate of a TCP service.
+func (g *Gate) tunnelTLS(e merlon.Endpoint) (*tls.Config, any) {
+	c, state := g.upstreamTLS(e)
+	if c == nil {
+		return nil, nil
+	}
+	c.NextProtos = []string{tunnelProtocol}
+	prove := c.VerifyConnection
+	c.VerifyConnection = func(s tls.ConnectionState) error {
+		if s.NegotiatedProtocol != tunnelProtocol {
+			return errNotTunnel
+		}
+		return prove(s)
+	}
+	return c, state
+}
+
+// speaksTCP reports whether the gate stands beside a service that speaks TCP.
+func (f *force) speaksTCP() bool {
+	own := f.orders.Intent.Service(f.orders.Place.Service)
+	return own != nil && own.Protocol == merlon.TCP
+}
+
+// proveTunnel refuses whoever has not said that it wants a tunnel.
+func (c *conn) proveTunnel() error {
+	tc, ok := c.net.(*tls.Conn)
+	if !ok || tc.ConnectionState().NegotiatedProtocol != tunnelProtocol {
+		return errNotTunnel
+	}
+	return nil
+}
+
+// serveLocal serves a connection to a local port: the gate asks for the tunnel
+// in its client's place, who sees nothing but the tunnel.
+func (c *conn) serveLocal() {
+	f := c.g.force.Load()
+	name := f.locals[c.port]
+	if name == "" {
+		return // a swap has just closed the port
+	}
+	port := strconv.Itoa(int(c.port))
+	if s := f.orders.Intent.Service(name); s.External {
+		name, port, _ = net.SplitHostPort(s.Hosts[0])
+	}
+	target := net.JoinHostPort(name, port)
+	c.mute = true
+	c.keepInput()
+	c.hold()
+	head := append(c.in.buf[:0], "CONNECT "...)
+	head = append(append(head, target...), " HTTP/1.1\r\n"...)
+	head = http1.AppendField(head, "Host", target)
+	c.in.w = len(http1.AppendEnd(head))
+	c.next()
+}
+
+// prepareLocal finds the local ports and what they lead to.
+func (f *force) prepareLocal() error {
+	own := f.orders.Intent.Service(f.orders.Place.Service)
+	if own == nil {
+		return nil
+	}
+	f.locals = map[uint16]string{}
+	for _, name := range slices.Sorted(maps.Keys(own.LocalPorts)) {
+		port := own.LocalPorts[name]
+		s := f.orders.Intent.Service(name)
+		switch {
+		case s == nil:
+			continue // nothing that it may call any more
+		case s.Protocol != merlon.TCP, s.External && len(s.Hosts) != 1:
+			return fmt.Errorf("%v: local port %d leads to %s, which is not one service that speaks tcp", own.Pos, port, name)
+		case f.locals[port] != "":
+			return fmt.Errorf("%v: local port %d leads to %s and to %s", own.Pos, port, f.locals[port], name)
+		}
+		f.locals[port] = name
+	}
+	return nil
+}
+
+// ports are the listeners of local ports.
+type ports struct {
+	mu   sync.Mutex
+	open map[uint16]net.Listener
+}
+
+// bindPorts opens the local ports that are wanted and not open yet: all of them or none.
+func (g *Gate) bindPorts(wanted map[uint16]string) (fresh map[uint16]net.Listener, err error) {
+	p := &g.ports
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fresh = map[uint16]net.Listener{}
+	for port, name := range wanted {
+		if p.open[port] != nil {
+			continue
+		}
+		address := "127.0.0.1:" + strconv.Itoa(int(port))
+		l, err := g.cfg.Listen("local "+address, address)
+		if err != nil {
+			closeAll(fresh)
+			return nil, fmt.Errorf("local port %d for %s: %w", port, name, err)
+		}
+		fresh[port] = l
+	}
+	return fresh, nil
+}
+
+func closeAll(listeners map[uint16]net.Listener) {
+	for _, l := range listeners {
+		l.Close()
+	}
+}
+
+// settlePorts takes up the ports that are new, and closes those that are no
+// longer wanted.
+func (g *Gate) settlePorts(f *force) {
+	p := &g.ports
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for port, l := range p.open {
+		if f.locals[port] == "" {
+			g.open.forget(l)
+			l.Close()
+			delete(p.open, port)
+		}
+	}
+	if p.open == nil {
+		p.open = map[uint16]net.Listener{}
+	}
+	for port, l := range f.fresh {
+		p.open[port] = l
+		go g.serve(l, Outbound, port)
+	}
+	f.fresh = nil
+}
+
+// tlsFor is how endpoints of a service prove themselves.
+func (g *Gate) tlsFor(s *merlon.Service) func(merlon.Endpoint) (*tls.Config, any) {
+	if s != nil && s.Protocol == merlon.TCP {
+		return g.tunnelTLS
+	}
+	return g.upstreamTLS
+}
+
+// sameProtocol reports whether two versions of a service are spoken to alike, so
+// that the connections to it can stay.
+func sameProtocol(a, b *merlon.Service) bool {
+	return (a == nil) == (b == nil) && (a == nil || a.Protocol == b.Protocol)
+}

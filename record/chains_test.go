@@ -1,0 +1,83 @@
+package record
+
+import (
+	"errors"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+)
+
+// TestOpenFree: writers side by side have a chain each, and who comes later
+// continues the first that is free.
+func TestOpenFree(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	opt := Options{Now: time.Now}
+	open := func() *Writer {
+		t.Helper()
+		w, err := OpenFree(dir, opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { w.Close() })
+		return w
+	}
+	first, second := open(), open()
+	add := func(w *Writer, id string) {
+		t.Helper()
+		if err := w.Add(&Record{ID: id, Time: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(first, "a")
+	add(second, "b")
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	third := open()
+	add(third, "c")
+	for i, w := range []*Writer{first, second, third} {
+		if want := []string{dir, filepath.Join(dir, "chain-2"), dir}[i]; w.Dir() != want {
+			t.Errorf("writer %d has %s, want %s", i+1, w.Dir(), want)
+		}
+	}
+	if _, err := Open(dir, opt); !errors.Is(err, ErrLocked) {
+		t.Errorf("a chain has two writers: %v", err)
+	}
+	if err := errors.Join(second.Close(), third.Close()); err != nil {
+		t.Fatal(err)
+	}
+	chains, err := Chains(dir)
+	if err != nil || len(chains) != 2 {
+		t.Fatalf("%q %v", chains, err)
+	}
+	for i, want := range [][]string{{"a", "c"}, {"b"}} {
+		var got []string
+		for r, err := range Read(chains[i], Filter{}) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, r.ID)
+		}
+		if report, err := Verify(chains[i]); err != nil || !slices.Equal(got, want) || int(report.Records) != len(want) {
+			t.Errorf("chain %d: %q, want %q; %v", i+1, got, want, err)
+		}
+	}
+}
+
+// TestOpenFreeBounded: there is an end to chains.
+func TestOpenFreeBounded(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for range maxChains {
+		w, err := OpenFree(dir, Options{Now: time.Now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { w.Close() })
+	}
+	if _, err := OpenFree(dir, Options{Now: time.Now}); !errors.Is(err, ErrLocked) {
+		t.Errorf("one more than %d: %v", maxChains, err)
+	}
+}
