@@ -41,6 +41,16 @@ func (x *exchange) wantsTunnel() bool {
 
 func (x *exchange) connects() bool { return x.req.Method == "CONNECT" }
 
+var connected = []byte("HTTP/1.1 200 Connection Established\r\n\r\n")
+
+// asksForProxy reports whether the gate's own service asks by CONNECT for the way
+// to one that speaks HTTP, as clients of gRPC do that know of a proxy. The gate
+// is at the end of it itself: every request that comes then is decided like any
+// other, and CONNECT is no call.
+func (x *exchange) asksForProxy() bool {
+	return x.at == Outbound && x.connects() && x.verdict.Reason == ReasonTunnel && !x.service.External
+}
+
 func (x *exchange) upgrades() bool { return strings.EqualFold(x.req.Upgrade, websocket) }
 
 // upgrade refuses a WebSocket that the operation does not offer, and a handshake
