@@ -175,14 +175,8 @@ func checkTrustDomain(name string) error {
 // A root or JWT key that was made before the last end may never have been in
 // anyone's bundle: its notice begins anew, unless it has signed already.
 func (a *Authority) load(now time.Time) error {
-	s := &state{}
-	for k := range kinds {
-		var err error
-		if s.lines[k], err = readLine(a.dir, k); err != nil {
-			return err
-		}
-	}
-	if err := a.check(s, now); err != nil {
+	s, err := a.read(now)
+	if err != nil {
 		return err
 	}
 	for _, k := range [...]kind{roots, jwtKeys} {
@@ -202,6 +196,18 @@ func (a *Authority) load(now time.Time) error {
 		return errors.New(*a.failure.Load())
 	}
 	return nil
+}
+
+// read reads what is there.
+func (a *Authority) read(now time.Time) (*state, error) {
+	s := &state{}
+	for k := range kinds {
+		var err error
+		if s.lines[k], err = readLine(a.dir, k); err != nil {
+			return nil, err
+		}
+	}
+	return s, a.check(s, now)
 }
 
 // check holds what was read to what the authority would have left there.
@@ -237,10 +243,10 @@ func (a *Authority) checkPair(s *state, k kind, p *pair, now time.Time) error {
 			return errors.New("its certificate is not that of a JWT key")
 		}
 		return nil
+	case k == roots && p.key == nil:
+		return checkAnchor(p.cert)
 	case !p.cert.IsCA || p.cert.KeyUsage&x509.KeyUsageCertSign == 0:
 		return errors.New("its certificate is not a CA's")
-	case k == roots && p.key == nil:
-		return nil // whoever put it there trusts it
 	case k == roots:
 		if err := p.cert.CheckSignatureFrom(p.cert); err != nil {
 			return fmt.Errorf("its certificate is not signed by itself: %w", err)

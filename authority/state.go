@@ -52,25 +52,30 @@ func private(path string, info fs.FileInfo, kind fs.FileMode, want fs.FileMode) 
 // readPair reads a file of one certificate and its key. A file that is there
 // but is not that is an error other than errAbsent.
 func readPair(dir, name string) (pair, error) {
-	path := filepath.Join(dir, name)
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return pair{}, errAbsent
-	case err != nil:
-		return pair{}, err
-	}
-	if err := private(path, info, 0, 0o600); err != nil {
-		return pair{}, err
-	}
-	if info.Size() > maxFile {
-		return pair{}, fmt.Errorf("it has %d bytes, which is not what the authority left there", info.Size())
-	}
-	data, err := os.ReadFile(path)
+	data, err := readPrivate(dir, name)
 	if err != nil {
 		return pair{}, err
 	}
 	return decodePair(data)
+}
+
+// readPrivate reads a file that only its owner may read.
+func readPrivate(dir, name string) ([]byte, error) {
+	path := filepath.Join(dir, name)
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, errAbsent
+	case err != nil:
+		return nil, err
+	}
+	if err := private(path, info, 0, 0o600); err != nil {
+		return nil, err
+	}
+	if info.Size() > maxFile {
+		return nil, fmt.Errorf("it has %d bytes, which is not what the authority left there", info.Size())
+	}
+	return os.ReadFile(path)
 }
 
 // decodePair reads certificates and a key. The key may be absent: whether it
@@ -97,13 +102,9 @@ func decodePair(data []byte) (pair, error) {
 	case block.Type != "PRIVATE KEY":
 		return pair{}, fmt.Errorf("it holds a %q", block.Type)
 	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	key, err := parseKey(block.Bytes)
 	if err != nil {
-		return pair{}, errors.New("its private key cannot be read") // the cause could quote it
-	}
-	key, ok := parsed.(crypto.Signer)
-	if !ok {
-		return pair{}, errors.New("its private key does not sign")
+		return pair{}, err
 	}
 	public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !public.Equal(p.cert.PublicKey) {
@@ -111,6 +112,18 @@ func decodePair(data []byte) (pair, error) {
 	}
 	p.key = key
 	return p, nil
+}
+
+func parseKey(der []byte) (crypto.Signer, error) {
+	parsed, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, errors.New("its private key cannot be read") // the cause could quote it
+	}
+	key, ok := parsed.(crypto.Signer)
+	if !ok {
+		return nil, errors.New("its private key does not sign")
+	}
+	return key, nil
 }
 
 // encodePair writes a certificate and its chain, and its key if there is one.

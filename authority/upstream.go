@@ -50,12 +50,17 @@ func (a *Authority) ask(s *state, now time.Time) error {
 			return err
 		}
 	}
-	l := s.lines[intermediates]
 	i := slices.IndexFunc(s.lines[roots], func(p pair) bool { return p.cert.Equal(root) })
-	if anchor := &s.lines[roots][i]; l.youngest(now) != nil && now.Before(anchor.usable) {
+	if anchor := &s.lines[roots][i]; s.lines[intermediates].youngest(now) != nil && now.Before(anchor.usable) {
 		a.again[intermediates] = anchor.usable
 		return errNotice
 	}
+	return a.keepIntermediate(s, cert, root, chain, key, now)
+}
+
+// keepIntermediate stores an intermediate that was signed elsewhere.
+func (a *Authority) keepIntermediate(s *state, cert, root *x509.Certificate, chain [][]byte, key crypto.Signer, now time.Time) error {
+	l := s.lines[intermediates]
 	e, err := certEntry(intermediates.String(), cert, root, key.Public())
 	if err == nil {
 		err = a.journal.add(e)
@@ -71,6 +76,34 @@ func (a *Authority) ask(s *state, now time.Time) error {
 	return a.prune(s, intermediates, now)
 }
 
+// installed takes up what Install has left since the authority was opened.
+func (a *Authority) installed(s *state, now time.Time) error {
+	next, err := a.read(now)
+	if err != nil {
+		return err
+	}
+	had, have := s.lines[intermediates].next(), next.lines[intermediates].next()
+	for i := range next.lines[roots] {
+		if p := &next.lines[roots][i]; p.number >= s.lines[roots].next() {
+			p.usable = now.Add(a.opt.Notice)
+			s.lines[roots] = append(slices.Clip(s.lines[roots]), *p)
+		}
+	}
+	if have == had {
+		return errOffline
+	}
+	p := &next.lines[intermediates][len(next.lines[intermediates])-1]
+	for i := range s.lines[roots] {
+		r := &s.lines[roots][i]
+		if r.signed(p) && now.Before(r.usable) && s.lines[intermediates].youngest(now) != nil {
+			a.again[intermediates] = r.usable
+			return errNotice
+		}
+	}
+	s.lines[intermediates] = next.lines[intermediates]
+	return nil
+}
+
 // errNotice says that a new upstream root is being made known first.
 var errNotice = errors.New("the upstream root is new and is being published first")
 
@@ -83,6 +116,13 @@ func (a *Authority) anchor(s *state, der []byte, now time.Time) error {
 	if slices.ContainsFunc(l, func(p pair) bool { return slices.Equal(p.cert.Raw, der) }) {
 		return nil
 	}
+	cert, err := x509.ParseCertificate(der)
+	if err == nil {
+		err = checkAnchor(cert)
+	}
+	if err != nil {
+		return err
+	}
 	p, err := a.store(roots, l.next(), [][]byte{der}, nil)
 	if err != nil {
 		return err
@@ -92,6 +132,16 @@ func (a *Authority) anchor(s *state, der []byte, now time.Time) error {
 	}
 	s.lines[roots] = append(slices.Clip(l), p)
 	return a.prune(s, roots, now)
+}
+
+// checkAnchor checks a root that is another's. Whoever gave it is trusted to
+// know it; one that does not say what its key is for may sign (RFC 5280
+// 4.2.1.3).
+func checkAnchor(cert *x509.Certificate) error {
+	if !cert.IsCA || cert.KeyUsage != 0 && cert.KeyUsage&x509.KeyUsageCertSign == 0 {
+		return errors.New("its certificate is not a CA's")
+	}
+	return nil
 }
 
 // certificateRequest asks for an intermediate of the trust domain (RFC 2986).

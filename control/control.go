@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"merlon"
+	"merlon/authority"
 	"merlon/intent"
 	"merlon/policy"
 	"merlon/verify"
@@ -55,6 +56,8 @@ type Options struct {
 	Exec func(ctx context.Context, service string, pid, uid int) (address string, release func(), err error)
 	// Explain says which service a process is, and why. It may be nil.
 	Explain func(ctx context.Context, pid int) (*Explanation, error)
+	// Authority says how the keys of the authority fare. It may be nil.
+	Authority func() authority.Status
 }
 
 // Control is a control plane. It is safe for concurrent use.

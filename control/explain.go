@@ -6,6 +6,7 @@ import (
 	"net/http"
 
 	"merlon/attest"
+	"merlon/authority"
 )
 
 // Explanation says which service a process is, and why it is no other.
@@ -35,6 +36,18 @@ func (c *Control) serveExplain(r *http.Request) (any, error) {
 		return nil, &statusError{http.StatusBadRequest, errors.New("a process has a number above 0")}
 	}
 	return c.opt.Explain(r.Context(), in.PID)
+}
+
+func (c *Control) serveAuthority(*http.Request) (any, error) {
+	if c.opt.Authority == nil {
+		return nil, &statusError{http.StatusNotFound, errors.New("there is no authority here")}
+	}
+	return c.opt.Authority(), nil
+}
+
+// Authority asks how the keys of the authority fare.
+func (c *Client) Authority(ctx context.Context) (*authority.Status, error) {
+	return call[authority.Status](ctx, c, http.MethodGet, "/v1/identity", nil)
 }
 
 // Explain asks which service a process is.

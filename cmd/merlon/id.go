@@ -28,9 +28,9 @@ import (
 func newID(u *ui) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "id",
-		Short: "say who a process is, and fetch one's own identity",
+		Short: "say who a process is, fetch one's own identity, and look after the authority",
 	}
-	c.AddCommand(newIDExplain(u), newIDFetch(u))
+	c.AddCommand(newIDExplain(u), newIDFetch(u), newIDStatus(u), newIDRequest(u), newIDInstall(u))
 	parent(c)
 	return c
 }

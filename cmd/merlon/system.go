@@ -55,7 +55,7 @@ type system struct {
 // openSystem opens the state of the intent in dir and everything that lives in
 // it. Nothing serves yet. The trust domain is that of the intent last in
 // force, or the given one before the first.
-func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who attest.Options, log *slog.Logger) (_ *system, err error) {
+func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who attest.Options, upstream authority.Upstream, log *slog.Logger) (_ *system, err error) {
 	s := &system{
 		dir: dir, state: state, log: log, say: u.say, who: newIdentities(who, log),
 		gates:    map[merlon.Place]*running{},
@@ -72,7 +72,7 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 	recordDir := filepath.Join(state, recordsName)
 	s.control, err = control.Open(ctx, state, control.Options{
 		Records: recordDir, Prepare: s.prepare, InForce: s.who.force, Committed: s.committed, Refused: s.refused,
-		Exec: s.admit, Explain: s.who.explain,
+		Exec: s.admit, Explain: s.who.explain, Authority: func() authority.Status { return s.authority.Status(time.Now()) },
 	})
 	if err != nil {
 		return nil, err
@@ -87,7 +87,7 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 	if s.ports, err = readPorts(filepath.Join(state, "ports.json")); err != nil {
 		return nil, err
 	}
-	s.authority, err = authority.Open(filepath.Join(state, "authority"), s.trustDomain, authority.Options{Log: log})
+	s.authority, err = authority.Open(filepath.Join(state, authorityName), s.trustDomain, authority.Options{Upstream: upstream, Log: log})
 	if err != nil {
 		return nil, err
 	}

@@ -46,6 +46,7 @@ does: one that widens access needs --widen.`,
 	c.Flags().StringVar(&o.workloads.keyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
 	c.Flags().StringVar(&o.workloads.issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
 	c.Flags().StringVar(&o.workloads.audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")
+	o.vault.flags(c)
 	c.Flags().BoolVar(&o.committed, "committed", false, "run the intent that was last in force, whatever the files in DIR say now")
 	return c
 }
@@ -54,6 +55,7 @@ type upOptions struct {
 	log              string
 	widen, committed bool
 	workloads        workloadOptions
+	vault            vaultOptions
 }
 
 func up(ctx context.Context, u *ui, dir string, o upOptions) error {
@@ -87,7 +89,11 @@ func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 	if err != nil {
 		return err
 	}
-	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, who, log)
+	upstream, err := o.vault.upstream()
+	if err != nil {
+		return err
+	}
+	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, who, upstream, log)
 	if err != nil {
 		return err
 	}
