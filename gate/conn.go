@@ -372,6 +372,10 @@ func (c *conn) serve() (keep bool) {
 	default:
 		x.ask()
 	}
+	if x.asksForProxy() {
+		c.served = false // what follows may be HTTP/2
+		return c.write(connected) == nil
+	}
 	if x.verdict.Effect == merlon.Allow {
 		if max := x.service.MaxBody; c.req.Body == http1.BodyLength && c.req.Length > max && x.kind != grpc.WebText {
 			x.verdict = merlon.Verdict{Reason: ReasonBodyTooLarge, Pos: x.service.Pos}
