@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -308,7 +309,14 @@ func TestStatusClaimsOnlyWhatWasAcknowledged(t *testing.T) {
 		t.Fatalf("no rule %q in %+v", name, st.Rules)
 		return RuleStatus{}
 	}
+	others := func() {
+		t.Helper()
+		eventually(t, "the other gates have answered", func() bool {
+			return !slices.ContainsFunc(c.Status().Gates, func(g GateStatus) bool { return g.Behind != "" && g.Place != s.hello.Place.String() })
+		})
+	}
 	apply(t, c, shop("web: [list]"))
+	others()
 	begin := clk.now()
 	r := rule("orders: web")
 	if len(r.Enforced) != 1 || r.Enforced[0].Place != "gate of web" || len(r.Missing) != 1 || r.Missing[0] != (Missing{"gate of orders", "127.0.0.1:9002", "has not acknowledged its orders"}) {
@@ -327,6 +335,7 @@ func TestStatusClaimsOnlyWhatWasAcknowledged(t *testing.T) {
 	// Another sentence changes: this one is enforced without a break.
 	clk.turn(time.Hour)
 	apply(t, c, "# one line more\n"+shop("web: [list], anyone: [create]"))
+	others()
 	o = <-s.Orders()
 	s.Ack(Ack{Hash: o.Hash})
 	if r := rule("orders: web"); len(r.Enforced) != 2 || !r.Enforced[0].Since.Equal(begin) || r.Enforced[0].Orders != o.Hash {
@@ -339,6 +348,7 @@ func TestStatusClaimsOnlyWhatWasAcknowledged(t *testing.T) {
 	// The sentence itself changes, and the gate refuses.
 	clk.turn(time.Hour)
 	res := apply(t, c, shop("web: [list, get]"))
+	others()
 	refused := <-s.Orders()
 	s.Ack(Ack{Hash: refused.Hash, Err: "no such thing as get"})
 	r = rule("orders: web")

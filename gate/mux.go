@@ -248,10 +248,12 @@ func (m *mux) handle(ev *http2.Event) {
 	}
 }
 
-// begin starts the call of a stream, if the gate has room for it.
+// begin starts the call of a stream, if the gate has room for it. A stream is
+// work as a connection is, and counts against the same bounds: else a client
+// would have a hundred times as much of the gate over HTTP/2.
 func (m *mux) begin(l *lane) {
 	g := m.c.g
-	if !g.open.admit(m.c.peer.addr, false) {
+	if !g.open.admit(m.c.peer.addr, m.c.at == AtEdge) {
 		m.mu.Lock()
 		m.core.Reset(l.id, http2.RefusedStream) // it may be tried elsewhere (RFC 9113 8.7)
 		m.mu.Unlock()
