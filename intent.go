@@ -1,7 +1,9 @@
 package merlon
 
 import (
+	"maps"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -175,10 +177,43 @@ func (p *Protocol) UnmarshalText(text []byte) error {
 	return enumParse(protocols[:], text, "protocol", (*uint8)(p))
 }
 
-// WorkloadRule says how a running process is recognised as the service.
+// WorkloadRule says how a running process is recognised as the service. All
+// that it names must hold; what is empty is not asked.
 type WorkloadRule struct {
-	Pos      Pos    `json:"pos"`
-	UnixUser string `json:"unixUser,omitzero"`
+	Pos          Pos               `json:"pos"`
+	UnixUser     string            `json:"unixUser,omitzero"`     // name or number
+	UnixGroup    string            `json:"unixGroup,omitzero"`    // name or number, of the process's groups
+	Executable   string            `json:"executable,omitzero"`   // the file that the process runs, by its absolute path on this host
+	SHA256       string            `json:"sha256,omitzero"`       // of that file, hexadecimal
+	SystemdUnit  string            `json:"systemdUnit,omitzero"`  // such as web.service
+	DockerImage  string            `json:"dockerImage,omitzero"`  // digest, such as sha256:...
+	DockerLabels map[string]string `json:"dockerLabels,omitzero"` // of the container
+	Kubernetes   string            `json:"kubernetes,omitzero"`   // NAMESPACE/SERVICEACCOUNT
+}
+
+// Selectors lists what the rule asks, such as `unix user "web"`, in the order
+// of its fields. They are for people.
+func (w *WorkloadRule) Selectors() []string {
+	if w == nil {
+		return nil
+	}
+	var all []string
+	add := func(what, value string) {
+		if value != "" {
+			all = append(all, what+" "+strconv.Quote(value))
+		}
+	}
+	add("unix user", w.UnixUser)
+	add("unix group", w.UnixGroup)
+	add("executable", w.Executable)
+	add("sha256", w.SHA256)
+	add("systemd unit", w.SystemdUnit)
+	add("docker image", w.DockerImage)
+	for _, name := range slices.Sorted(maps.Keys(w.DockerLabels)) {
+		add("docker label", name+"="+w.DockerLabels[name])
+	}
+	add("kubernetes service account", w.Kubernetes)
+	return all
 }
 
 // Run says how to build and start a service on this machine, for merlon up.

@@ -2,9 +2,6 @@ package authority
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -46,10 +43,10 @@ func (a *Authority) EdgeCertificate(hosts []string) (cert *tls.Certificate, pemB
 			t.DNSNames = append(t.DNSNames, host)
 		}
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.closed {
-		return nil, nil, errors.New("the authority is closed")
+	a.edge.Lock()
+	defer a.edge.Unlock()
+	if a.closed.Load() {
+		return nil, nil, errClosed
 	}
 	p, err := readPair(a.dir, edgeFile)
 	switch {
@@ -70,22 +67,22 @@ func sameHosts(a, b *x509.Certificate) bool {
 }
 
 func (a *Authority) newEdge(t *x509.Certificate) (pair, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := newKeyPair()
 	if err != nil {
 		return pair{}, err
 	}
-	der, err := a.sign("edge", t, pair{t, key}, key.Public())
+	der, err := a.sign("edge", t, pair{cert: t, key: key}, key.Public())
 	if err != nil {
 		return pair{}, err
 	}
-	data, err := encodePair(der, key)
+	data, err := encodePair([][]byte{der}, key)
 	if err != nil {
 		return pair{}, err
 	}
 	if err := replace(a.dir, edgeFile, data); err != nil {
 		return pair{}, err
 	}
-	p, err := readPair(a.dir, edgeFile)
+	p, err := readPair(a.dir, edgeFile) // what counts is what the disk gives back
 	if err == nil && !bytes.Equal(p.cert.Raw, der) {
 		err = errors.New("another process writes to the state directory")
 	}

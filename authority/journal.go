@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 )
 
@@ -28,20 +29,25 @@ const (
 //
 // It keeps the youngest 64 to 80 MiB, some 200,000 certificates.
 type journal struct {
-	dir  string
+	dir string
+
+	mu   sync.Mutex
 	file *os.File // nil once closed
 	size int64
 	max  int64
+
+	closed bool
 }
 
 // entry is one line.
 type entry struct {
-	Kind      string    `json:"kind"` // root, intermediate, svid or edge
-	Serial    string    `json:"serial"`
+	Kind      string    `json:"kind"`   // root, intermediate, jwt, svid, jwt-svid or edge
+	Serial    string    `json:"serial"` // of a JWT-SVID, its jti
 	Names     []string  `json:"names"`
+	Audience  []string  `json:"audience,omitempty"` // of a JWT-SVID
 	NotBefore time.Time `json:"notBefore"`
 	NotAfter  time.Time `json:"notAfter"`
-	Key       string    `json:"key"`              // SHA-256 of the public key (SPKI)
+	Key       string    `json:"key,omitempty"`    // SHA-256 of the public key (SPKI)
 	Issuer    string    `json:"issuer,omitempty"` // serial number of the signer; none when it signs itself
 }
 
@@ -94,11 +100,11 @@ func (j *journal) open() error {
 	return nil
 }
 
-// add writes down what is about to be signed and waits for the disk.
-func (j *journal) add(kind string, t, parent *x509.Certificate, public crypto.PublicKey) error {
+// certEntry is the line for a certificate.
+func certEntry(kind string, t, parent *x509.Certificate, public crypto.PublicKey) (entry, error) {
 	spki, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
-		return err
+		return entry{}, err
 	}
 	hash := sha256.Sum256(spki)
 	e := entry{
@@ -114,9 +120,19 @@ func (j *journal) add(kind string, t, parent *x509.Certificate, public crypto.Pu
 	if parent != t {
 		e.Issuer = parent.SerialNumber.Text(16)
 	}
+	return e, nil
+}
+
+// add writes down what is about to be signed and waits for the disk.
+func (j *journal) add(e entry) error {
 	line, err := json.Marshal(e)
 	if err != nil {
 		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.closed {
+		return errClosed
 	}
 	if j.file == nil {
 		if err := j.open(); err != nil { // a rotation failed half-way
@@ -157,6 +173,9 @@ func (j *journal) rotate() error {
 }
 
 func (j *journal) close() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.closed = true
 	if j.file == nil {
 		return nil
 	}

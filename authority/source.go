@@ -3,9 +3,6 @@ package authority
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -35,6 +32,7 @@ type svid struct {
 	key              crypto.Signer
 	kid              string
 	issued, notAfter time.Time
+	stale            chan struct{} // closed when there is a younger one
 }
 
 // Source issues the first SVID of the workload with this SPIFFE ID and renews
@@ -72,6 +70,9 @@ func (s *Source) Key() (crypto.Signer, string) {
 	return c.key, c.kid
 }
 
+// Renewed is closed when SVID gives another than now.
+func (s *Source) Renewed() <-chan struct{} { return s.current.Load().stale }
+
 // Roots are the roots of the trust domain.
 func (s *Source) Roots() *x509.CertPool { return s.authority.Roots() }
 
@@ -82,7 +83,7 @@ func (s *Source) ID() string { return s.id }
 func (s *Source) Done() <-chan struct{} { return s.done }
 
 func (s *Source) renew() error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := newKeyPair()
 	if err != nil {
 		return err
 	}
@@ -95,12 +96,14 @@ func (s *Source) renew() error {
 	if err != nil {
 		return err
 	}
-	next := &svid{issued: now, notAfter: notAfter}
+	next := &svid{issued: now, notAfter: notAfter, stale: make(chan struct{})}
 	next.cert = tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}
 	if next.key, next.kid = spiffe.Key(&next.cert); next.key == nil {
 		return errors.New("the new SVID has no key")
 	}
-	s.current.Store(next)
+	if old := s.current.Swap(next); old != nil {
+		close(old.stale)
+	}
 	return nil
 }
 
@@ -116,7 +119,7 @@ func (s *Source) run(ctx context.Context) {
 			pause := min(life/128<<min(failed-1, 4), time.Minute) // at most an eighth of what life is left at half
 			at = s.now().Add(pause/2 + mathrand.N(pause/2+1))
 		}
-		if !s.sleepUntil(ctx, at) {
+		if !sleepUntil(ctx, s.now, at) {
 			return
 		}
 		if err := s.renew(); err != nil {
@@ -133,9 +136,9 @@ func (s *Source) run(ctx context.Context) {
 
 // sleepUntil waits in short steps: timers stand still while a machine sleeps,
 // and a clock that is set forward does not wake them.
-func (s *Source) sleepUntil(ctx context.Context, at time.Time) bool {
+func sleepUntil(ctx context.Context, now func() time.Time, at time.Time) bool {
 	for {
-		left := at.Sub(s.now())
+		left := at.Sub(now())
 		if left <= 0 {
 			return ctx.Err() == nil
 		}

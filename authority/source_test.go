@@ -132,9 +132,8 @@ func TestClass18CertificateRotationFailureIsLoud(t *testing.T) {
 		if err := errors.Join(a.Close(), os.Rename(dir, dir+".gone")); err != nil {
 			t.Fatal(err)
 		}
-		a.mu.Lock()
-		a.closed = false
-		a.mu.Unlock()
+		a.closed.Store(false)
+		a.journal.closed = false
 		first := s.SVID()
 		steps := []struct {
 			until time.Duration
@@ -337,7 +336,7 @@ func TestConstraints(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return &tls.Certificate{Certificate: [][]byte{der, parent.cert.Raw, a.between.cert.Raw}, PrivateKey: key}
+		return &tls.Certificate{Certificate: [][]byte{der, parent.cert.Raw, a.signing(intermediates).cert.Raw}, PrivateKey: key}
 	}
 	verify := func(id string, cert *tls.Certificate, trustDomain string) error {
 		server := newSource(t, t.Context(), a, "orders")
@@ -348,15 +347,15 @@ func TestConstraints(t *testing.T) {
 		}
 		return err
 	}
-	if err := verify("good", forge("spiffe://shop.example/web", a.between), td); err != nil {
+	if err := verify("good", forge("spiffe://shop.example/web", *a.signing(intermediates)), td); err != nil {
 		t.Error("the test's own forgery must work where it is allowed:", err)
 	}
-	if err := verify("constraint", forge("spiffe://evil.example/web", a.between), "evil.example"); err == nil {
+	if err := verify("constraint", forge("spiffe://evil.example/web", *a.signing(intermediates)), "evil.example"); err == nil {
 		t.Error("an intermediate signs for another trust domain")
 	}
 	svid := newSource(t, t.Context(), a, "web").SVID()
 	key, _ := spiffe.Key(svid)
-	if err := verify("svid", forge("spiffe://shop.example/web", pair{svid.Leaf, key}), td); err == nil {
+	if err := verify("svid", forge("spiffe://shop.example/web", pair{cert: svid.Leaf, key: key}), td); err == nil {
 		t.Error("an SVID signs SVIDs")
 	}
 }
@@ -370,7 +369,7 @@ func TestIssueAtOnce(t *testing.T) {
 		wg.Go(func() { newSource(t, t.Context(), a, fmt.Sprintf("s%d", i)) })
 	}
 	wg.Wait()
-	if n := len(a.entries(t)); n != 10 {
+	if n := len(a.entries(t)); n != 11 {
 		t.Errorf("%d lines", n)
 	}
 }

@@ -164,6 +164,8 @@ func (c *Control) Handler() http.Handler {
 		"/v1/rollback": {http.MethodPost, c.serveRollback},
 		"/v1/why":      {http.MethodPost, c.serveWhy},
 		"/v1/exec":     {http.MethodPost, c.serveExec},
+		"/v1/explain":  {http.MethodPost, c.serveExplain},
+		"/v1/identity": {http.MethodGet, c.serveAuthority},
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// RequestURI is what was sent: no cleaning, decoding or query between

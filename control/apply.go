@@ -202,7 +202,7 @@ func (c *Control) committed(f *force) merlon.Diagnostics {
 func (c *Control) deliver(f *force, places map[merlon.Place]bool, all bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.inForce = f
+	c.putInForce(f)
 	for p := range c.sessions {
 		if o := c.current[p]; o != nil && !all && !places[p] {
 			c.dispatch(p, o.Under(f.commit.Hash))

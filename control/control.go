@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"merlon"
+	"merlon/authority"
 	"merlon/intent"
 	"merlon/policy"
 	"merlon/verify"
@@ -40,6 +41,9 @@ type Options struct {
 	// an intent that is in force already too, and brings up what is missing.
 	// An error refuses the intent. It may be nil.
 	Prepare func(context.Context, *merlon.Intent) error
+	// InForce is told of an intent at the moment it is put in force, by Open too.
+	// It must not wait for anything. It may be nil.
+	InForce func(*merlon.Intent)
 	// Committed is told of a prepared intent that is in force, when all gates
 	// have answered. What it returns went wrong too late to refuse the intent.
 	// It may be nil.
@@ -50,6 +54,10 @@ type Options struct {
 	// Exec lets a process and what it starts call as a service until release,
 	// through the proxy at address. It may be nil.
 	Exec func(ctx context.Context, service string, pid, uid int) (address string, release func(), err error)
+	// Explain says which service a process is, and why. It may be nil.
+	Explain func(ctx context.Context, pid int) (*Explanation, error)
+	// Authority says how the keys of the authority fare. It may be nil.
+	Authority func() authority.Status
 }
 
 // Control is a control plane. It is safe for concurrent use.
@@ -116,8 +124,16 @@ func (c *Control) restore(ctx context.Context) error {
 	if ds.Failed() {
 		return c.unreadable(last[0].Hash, ds)
 	}
-	c.inForce = newForce(last[0], loaded.Intent, p)
+	c.putInForce(newForce(last[0], loaded.Intent, p))
 	return nil
+}
+
+// putInForce needs c.mu, or that nobody else knows c yet.
+func (c *Control) putInForce(f *force) {
+	c.inForce = f
+	if c.opt.InForce != nil {
+		c.opt.InForce(f.intent)
+	}
 }
 
 // Intent is the intent in force, or nil before the first commit. It must not be

@@ -67,7 +67,7 @@ type Config struct {
 // Bounds are the limits that no client can push a gate beyond.
 type Bounds struct {
 	Connections          int           // open at once, for the whole gate; default 20,000
-	ConnectionsPerClient int           // from one address, at the edge; default 1,000
+	ConnectionsPerClient int           // and streams of HTTP/2 in progress, from one address, at the edge; default 1,000
 	LimitKeys            int           // clients and callers remembered by limits; default 100,000
 	Handshake            time.Duration // TLS handshake; default 10 s
 	Head                 time.Duration // from its first byte to the end of a request head; default 10 s
@@ -111,6 +111,7 @@ type Gate struct {
 	tunnels  tunnels
 	ports    ports
 	runners  runners
+	tidy     tidy
 	swapping sync.Mutex
 	leaving  atomic.Bool   // answers say that their connections end
 	draining atomic.Bool   // and connections end when they are idle
@@ -196,6 +197,7 @@ func (g *Gate) serve(l net.Listener, at Position, port uint16) error {
 			nc.Close()
 			continue
 		}
+		g.tidy.opened.Add(1)
 		go g.serveConn(nc, at, client, perClient, port)
 	}
 }

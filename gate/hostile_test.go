@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	xhttp2 "golang.org/x/net/http2"
+
 	"merlon"
 	"merlon/gate"
 	"merlon/record"
@@ -101,20 +103,22 @@ func TestSlowClients(t *testing.T) {
 // against the application: nobody can have an endpoint ejected that way.
 func TestSlowClientsAreNoSlowEndpoints(t *testing.T) {
 	t.Parallel()
-	text := strings.Replace(plainShop(), "callers: {anyone: all}", "callers: {anyone: all}\n    timeout: 200ms", 1)
+	text := strings.Replace(plainShop(), "callers: {anyone: all}", "callers: {anyone: all}\n    timeout: 2s", 1)
 	e := setup{apps: shopApps()}.start(t, text)
-	for range 8 {
-		w := e.wire()
-		w.send("POST /send HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
-		// Longer than the service may take to answer, and longer than the sweeper sleeps.
-		<-time.After(150 * time.Millisecond)
-		w.send("5\r\nhello\r\n")
-		<-time.After(150 * time.Millisecond)
-		w.send("0\r\n\r\n")
-		if a, err := w.receive("POST"); err != nil || a.status != 200 || a.seen(t).Body != 10 {
-			t.Fatalf("a slow upload: %d %q %v", a.status, a.reason, err)
-		}
+	var uploads sync.WaitGroup
+	for range 8 { // more than eject an endpoint
+		uploads.Go(func() {
+			w := e.wire()
+			io.WriteString(w, "POST /send HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+			// Longer than the service may take to answer, and than the sweeper sleeps beyond that.
+			<-time.After(2500 * time.Millisecond)
+			io.WriteString(w, "5\r\nhello\r\n0\r\n\r\n")
+			if a, err := w.receive("POST"); err != nil || a.status != 200 || !strings.Contains(a.body, `"Body":10`) {
+				t.Errorf("a slow upload: %d %q %q %v", a.status, a.reason, a.body, err)
+			}
+		})
 	}
+	uploads.Wait()
 }
 
 // TestHeadFloods: heads beyond the bounds are refused early.
@@ -201,6 +205,49 @@ func TestConnectionCaps(t *testing.T) {
 	if !all.wire().ended() {
 		t.Error("a connection beyond all of the gate's is served")
 	}
+}
+
+// TestClass10StreamsPerClient: streams count as connections do, so that over
+// HTTP/2 one client has no more of the gate than over HTTP/1.1.
+func TestClass10StreamsPerClient(t *testing.T) {
+	t.Parallel()
+	e := setup{apps: shopApps(), bounds: gate.Bounds{ConnectionsPerClient: 10}}.start(t, plainShop())
+	f := dial2(t, e.edge)
+	for i := range 15 {
+		f.request(uint32(2*i+1), false, "POST", "/send")
+	}
+	for refused := 0; refused < 6; { // the connection is one of the ten
+		frame, err := f.ReadFrame()
+		if err != nil {
+			t.Fatalf("%v after %d refusals", err, refused)
+		}
+		if reset, ok := frame.(*xhttp2.RSTStreamFrame); ok {
+			if reset.ErrCode != xhttp2.ErrCodeRefusedStream || reset.StreamID < 19 {
+				t.Errorf("%v", reset)
+			}
+			refused++
+		}
+	}
+	if !e.wire().ended() {
+		t.Error("another connection of the client is served")
+	}
+	f.WriteData(1, true, nil)
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h := frame.Header(); h.StreamID == 1 && h.Flags.Has(xhttp2.FlagDataEndStream) {
+			break
+		}
+	}
+	until(t, "room for another connection", func() bool {
+		w := e.wire()
+		defer w.Close()
+		io.WriteString(w, get("/"))
+		_, err := w.receive("GET")
+		return err == nil
+	})
 }
 
 // TestIdleConnections: a thousand idle connections are served when they wake.

@@ -72,7 +72,10 @@ var muxes = sync.Pool{New: func() any {
 	return m
 }}
 
-// speaksHTTP2 reports whether HTTP/2 was agreed upon (RFC 9113 3.2).
+// speaksHTTP2 reports whether HTTP/2 was agreed upon (RFC 9113 3.2). What it asks
+// for that is large, and the frame of its caller lasts as long as the connection.
+//
+//go:noinline
 func (c *conn) speaksHTTP2() bool {
 	secure, ok := c.net.(*tls.Conn)
 	return ok && secure.ConnectionState().NegotiatedProtocol == "h2"
@@ -248,10 +251,12 @@ func (m *mux) handle(ev *http2.Event) {
 	}
 }
 
-// begin starts the call of a stream, if the gate has room for it.
+// begin starts the call of a stream, if the gate has room for it. A stream is
+// work as a connection is, and counts against the same bounds: else a client
+// would have a hundred times as much of the gate over HTTP/2.
 func (m *mux) begin(l *lane) {
 	g := m.c.g
-	if !g.open.admit(m.c.peer.addr, false) {
+	if !g.open.admit(m.c.peer.addr, m.c.at == AtEdge) {
 		m.mu.Lock()
 		m.core.Reset(l.id, http2.RefusedStream) // it may be tried elsewhere (RFC 9113 8.7)
 		m.mu.Unlock()

@@ -129,8 +129,10 @@ type tunnel struct {
 	c      *conn
 	up     *upstream.Conn
 	active atomic.Int64 // when a byte last came, either way, on the gate's clock
-	down   flow         // to the client
-	back   flow         // from the client
+	at     Position
+	cell   *cell // in which its bytes are counted
+	down   flow  // to the client
+	back   flow  // from the client
 
 	mu   sync.Mutex
 	cut  failure // why it was ended, by the first who did
@@ -169,9 +171,9 @@ func (c *conn) tunnel(up *upstream.Conn) bool {
 	c.x.keep()
 	c.x.detail = "tunnel opened"
 	c.record(c.res.Status, 0)
+	t := &tunnel{c: c, up: up, at: c.at, cell: c.cell()}
 	c.shed(up)
 
-	t := &tunnel{c: c, up: up}
 	t.active.Store(c.g.clock.Nanos())
 	t.down = flow{t: t, from: up.Conn, to: c.net, source: "service", watch: &c.watch}
 	t.back = flow{t: t, from: c.net, to: up.Conn, source: "client", watch: &c.bodyWatch}
@@ -415,6 +417,10 @@ func (t *tunnel) prove(own func(net.Conn) error) {
 	}
 }
 
+// TunnelEnded begins the detail of the second record of a tunnel, so that who
+// counts calls can tell it from the first.
+const TunnelEnded = "tunnel ended: "
+
 // end closes what the tunnel leads to, and records what became of it.
 func (t *tunnel) end() {
 	c := t.c
@@ -444,9 +450,10 @@ func (t *tunnel) end() {
 	}
 	c.giveBack(t.up, false)
 	r := &c.rec
-	r.Verdict, r.Detail = verdict, "tunnel ended: "+why.cause.Error()
+	r.Verdict, r.Detail = verdict, TunnelEnded+why.cause.Error()
 	r.BytesIn, r.BytesOut = t.back.bytes.Load(), t.down.bytes.Load()
 	r.Duration = int64(time.Since(c.x.start))
+	t.count(r)
 	if err := c.g.cfg.Records.Add(r); err != nil {
 		c.g.cfg.Log.Error("the end of a tunnel could not be recorded", "request", r.ID, "error", err)
 	}

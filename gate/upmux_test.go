@@ -237,7 +237,8 @@ func TestUpstreamHTTP2Shares(t *testing.T) {
 		}
 		<-release
 	}), &conns)
-	e := setup{addresses: map[string]string{"web": app}, bounds: gate.Bounds{Connect: 30 * time.Second}}.start(t, strings.Replace(shop2, "    callers: {anyone: all}", "    timeout: 60s\n    callers: {anyone: all}", 1))
+	// All of them are of one client.
+	e := setup{addresses: map[string]string{"web": app}, bounds: gate.Bounds{Connect: 30 * time.Second, ConnectionsPerClient: 2 * calls}}.start(t, strings.Replace(shop2, "    callers: {anyone: all}", "    timeout: 60s\n    callers: {anyone: all}", 1))
 	c := e.client2()
 	var all sync.WaitGroup
 	for range calls {

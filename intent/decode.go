@@ -55,7 +55,7 @@ type serviceDef struct {
 	hosts    []word
 	inline   []operationDef
 	rules    []*ruleDef
-	user     *word
+	sign     *word  // the first thing by which it is recognised
 	operated *word  // the key operations
 	sockets  []word // operations that may become WebSockets, or all
 	ports    []portDef
@@ -364,11 +364,42 @@ func (d *decoder) readService(f field, external bool) {
 }
 
 func (s *serviceDef) readWorkload(d *decoder, f field) {
-	if user := d.get(d.get(f.value, "unix"), "user"); user != nil {
-		w := d.word(user)
-		s.user = &w
-		s.Workload = &merlon.WorkloadRule{Pos: d.word(f.key).pos, UnixUser: user.Value}
+	at := d.word(f.key)
+	w := &merlon.WorkloadRule{Pos: at.pos}
+	unix, docker := d.get(f.value, "unix"), d.get(f.value, "docker")
+	for _, text := range []struct {
+		in   *yaml.Node
+		name string
+		to   *string
+	}{
+		{unix, "user", &w.UnixUser}, {unix, "group", &w.UnixGroup}, {unix, "path", &w.Executable}, {unix, "sha256", &w.SHA256},
+		{d.get(f.value, "systemd"), "unit", &w.SystemdUnit}, {docker, "image", &w.DockerImage}, {f.value, "kubernetes", &w.Kubernetes},
+	} {
+		if n := d.get(text.in, text.name); n != nil {
+			*text.to = n.Value
+			if s.sign == nil {
+				sign := d.word(n)
+				s.sign = &sign
+			}
+		}
 	}
+	for _, label := range d.fields(d.get(docker, "label")) {
+		if w.DockerLabels == nil {
+			w.DockerLabels = map[string]string{}
+		}
+		w.DockerLabels[label.key.Value] = label.value.Value
+		if s.sign == nil {
+			sign := d.word(label.value)
+			s.sign = &sign
+		}
+	}
+	if s.sign == nil {
+		if len(f.value.Content) == 0 || docker != nil && len(docker.Content) == 0 {
+			d.estate.report.add(at, codeNothing, "say by what it is recognised, such as unix: {user: web}, or leave the key out", nil, "workload names nothing")
+		}
+		return // what is wrong is reported
+	}
+	s.Workload = w
 }
 
 func (d *decoder) readRun(f field) *merlon.Run {

@@ -272,19 +272,45 @@ func (e *estate) resolveHosts(s *serviceDef) {
 	}
 }
 
-// resolveUnique finds what two services cannot both have: a sign by which a
-// process is recognised, and the name of an external service.
-func (e *estate) resolveUnique() {
-	users, hosts := map[string]word{}, map[string]word{}
+// resolveSigns finds services of which one is recognised by nothing but what the
+// other is recognised by too: a process that is the one would be both, and so
+// would be neither.
+func (e *estate) resolveSigns() {
+	// By the first of its selectors: all of them are among the other's.
+	wide := map[string][]*serviceDef{}
 	for _, s := range e.services {
-		if s.user != nil {
-			if first, taken := users[s.user.text]; taken {
-				e.report.add(*s.user, codeWorkload, "let each service run as a user of its own, or one could take the identity of the other",
-					[]merlon.Pos{first.pos}, "user %q is the sign of two services", s.user.text)
-			} else {
-				users[s.user.text] = *s.user
+		if s.Workload != nil {
+			first := s.Workload.Selectors()[0]
+			wide[first] = append(wide[first], s)
+		}
+	}
+	for _, narrow := range e.services {
+		if narrow.Workload == nil {
+			continue
+		}
+		has := narrow.Workload.Selectors()
+		for _, selector := range has {
+			for _, s := range wide[selector] {
+				says := s.Workload.Selectors()
+				equal := len(says) == len(has)
+				// Of two that say the same, the later is reported.
+				if s == narrow || equal && narrow.sign.pos.Compare(s.sign.pos) < 0 ||
+					slices.ContainsFunc(says, func(sel string) bool { return !slices.Contains(has, sel) }) {
+					continue
+				}
+				e.report.add(*narrow.sign, codeWorkload, "let each service have something of its own, such as a user, or one could take the identity of the other",
+					[]merlon.Pos{s.sign.pos}, "what is recognised as %s by %q is recognised as %s too, by %s", narrow.name.text, narrow.sign.text, s.name.text, strings.Join(says, " and "))
 			}
 		}
+	}
+}
+
+// resolveUnique finds what two services cannot both have: the signs by which a
+// process is recognised, and the name of an external service.
+func (e *estate) resolveUnique() {
+	e.resolveSigns()
+	hosts := map[string]word{}
+	for _, s := range e.services {
 		if !s.External {
 			continue
 		}

@@ -233,20 +233,58 @@ func serviceKeys(operations, callers *shape) []key {
 			shape:   &shape{text: &text{what: "keep", enum: []string{"keep"}}},
 			example: inService("slashes: keep")},
 		{name: "workload",
-			doc: "How a running process is recognised as this service. Its gate takes calls from such processes of its host only, and " +
-				"refuses others with `not_own_workload`. A service with `run:` is also recognised by its program: what `merlon up` starts and " +
+			doc: "How a running process is recognised as this service: all that is said here must hold, and there is nothing else to register. " +
+				"Such processes get the service's identity from the Workload API, and its gate takes calls from them only: " +
+				"others are refused with `not_own_workload`. A service with `run:` is also recognised by its program: what `merlon up` starts and " +
 				"what that starts in turn; with both, both must hold. With neither, every process on the gate's host can call as this service: " +
 				"`merlon status` says which. It needs Linux: elsewhere `run:` recognises nobody, and an intent with `workload` is refused.",
-			shape: &shape{object: []key{{name: "unix", required: true, doc: "By what the kernel says about the process.",
-				shape: &shape{object: []key{{name: "user", required: true, doc: "The user that it runs as, by name or number, who must exist on the gate's host. One user is one service. " +
-					"It is the user who made the socket, as the kernel says.",
-					shape:   &shape{text: &text{what: "a user name", pattern: `^[a-zA-Z0-9_][a-zA-Z0-9_.\-]{0,31}$`, number: true}},
-					example: inService("workload: {unix: {user: orders}}")}}},
-				example: inService("workload: {unix: {user: orders}}")}}},
+			shape:   &shape{object: workloadKeys()},
 			example: inService("workload: {unix: {user: orders}}")},
 		{name: "run", shape: &shape{object: runKeys()},
 			doc:     "How `merlon up` builds and starts the service on this machine.",
 			example: inService("run: {command: [./orders]}")},
+	}
+}
+
+func workloadKeys() []key {
+	return []key{
+		{name: "unix", doc: "By what the kernel says about the process.",
+			shape: &shape{object: []key{
+				{name: "user", required: true, doc: "The user that it runs as, by name or number, who must exist on the gate's host. " +
+					"It is the user who made the socket, as the kernel says.",
+					shape:   &shape{text: &text{what: "a user name", pattern: `^[a-zA-Z0-9_][a-zA-Z0-9_.\-]{0,31}$`, number: true}},
+					example: inService("workload: {unix: {user: orders}}")},
+				{name: "group", doc: "A group that it has, by name or number.",
+					shape:   &shape{text: &text{what: "a group name", pattern: `^[a-zA-Z0-9_][a-zA-Z0-9_.\-]{0,31}$`, number: true}},
+					example: inService("workload: {unix: {user: orders, group: shop}}")},
+				{name: "path", doc: "The file that it runs, by its absolute path on the gate's host. The file counts, not its name: a copy is another, and so is a file of that name in a container.",
+					shape:   &shape{text: &text{what: "an absolute path", check: absolutePath, pattern: `^/`}},
+					example: inService("workload: {unix: {user: orders, path: /usr/bin/orders}}")},
+				{name: "sha256", doc: "The SHA-256 of that file, in hexadecimal digits, as `sha256sum` prints it.",
+					shape:   &shape{text: &text{what: "64 hexadecimal digits in lower case", pattern: `^[0-9a-f]{64}$`, number: true}},
+					example: inService("workload: {unix: {user: orders, sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}}")},
+			}},
+			example: inService("workload: {unix: {user: orders}}")},
+		{name: "systemd", doc: "By the unit of the system's manager that it belongs to.",
+			shape: &shape{object: []key{{name: "unit", required: true, doc: "The unit's whole name.",
+				shape:   &shape{text: &text{what: "the name of a unit such as web.service", pattern: `^[a-zA-Z0-9:_.\\@\-]{1,240}\.(service|scope|socket)$`}},
+				example: inService("workload: {systemd: {unit: orders.service}}")}}},
+			example: inService("workload: {systemd: {unit: orders.service}}")},
+		{name: "docker", doc: "By the container that it is in, as the Docker Engine of the gate's host describes it.",
+			shape: &shape{object: []key{
+				{name: "image", doc: "The image's digest: that of its configuration (`docker images --no-trunc`), or the one under which it was pulled.",
+					shape:   &shape{text: &text{what: "a digest, sha256: and 64 hexadecimal digits", pattern: `^sha256:[0-9a-f]{64}$`}},
+					example: inService("workload: {docker: {image: \"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"}}")},
+				{name: "label", doc: "Labels of the container, all of which it must have.",
+					shape: &shape{dict: &shape{text: &text{what: "a value", number: true}},
+						names: &text{what: "label names", pattern: `^[a-zA-Z0-9][a-zA-Z0-9_./\-]{0,127}$`, code: codeName}},
+					example: inService("workload: {docker: {label: {app: orders}}}")},
+			}},
+			example: inService("workload: {docker: {label: {app: orders}}}")},
+		{name: "kubernetes", doc: "By the service account that its pod runs as, `NAMESPACE/NAME`. The token that is projected into the pod proves it, by the cluster's keys.",
+			shape: &shape{text: &text{what: "NAMESPACE/SERVICEACCOUNT",
+				pattern: `^[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9.\-]{0,251}[a-z0-9])?$`}},
+			example: inService("workload: {kubernetes: shop/orders}")},
 	}
 }
 

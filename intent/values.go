@@ -445,6 +445,18 @@ func algorithm(s string) *problem {
 	return &problem{codeAlgorithm, fmt.Sprintf("%q is not a signature algorithm", clip(s)), hint}
 }
 
+// absolutePath is a path that means one file: from the root, with nothing in it
+// that leads back.
+func absolutePath(s string) *problem {
+	if p := shortText(s); p != nil {
+		return p
+	}
+	if !path.IsAbs(s) || path.Clean(s) != s || s == "/" {
+		return &problem{codeValue, fmt.Sprintf("%q is not an absolute path", clip(s)), "write the file's path from the root, without . or .. or a double slash"}
+	}
+	return nil
+}
+
 // relative resolves a path that stands in file, and refuses one that leaves
 // the root.
 func relative(file, p string) (string, *problem) {

@@ -255,18 +255,18 @@ func (d *differ) trust() {
 		if a == nil || b == nil {
 			continue
 		}
-		if user(a) != user(b) {
+		if signs(a) != signs(b) {
 			d.add(Change{Kind: Trusted, Service: name, Old: a.Pos, New: b.Pos,
-				Text: fmt.Sprintf("%s is recognised by %s, was by %s", name, user(b), user(a))})
+				Text: fmt.Sprintf("%s is recognised by %s, was by %s", name, signs(b), signs(a))})
 		}
 	}
 }
 
-func user(s *merlon.Service) string {
-	if s.Workload == nil || s.Workload.UnixUser == "" {
-		return "nothing"
+func signs(s *merlon.Service) string {
+	if all := s.Workload.Selectors(); len(all) > 0 {
+		return strings.Join(all, " and ")
 	}
-	return fmt.Sprintf("unix user %q", s.Workload.UnixUser)
+	return "nothing"
 }
 
 // gateway reports what changes about callers outside.

@@ -30,7 +30,7 @@ func (s *system) prepare(ctx context.Context, in *merlon.Intent) (err error) {
 		return fmt.Errorf("the trust domain cannot change from %q to %q: every identity would change under the running services; use another state directory",
 			s.trustDomain, in.TrustDomain)
 	}
-	if err := checkWorkloads(in); err != nil {
+	if err := checkWorkloads(in, s.who.opt); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -42,6 +42,7 @@ func (s *system) prepare(ctx context.Context, in *merlon.Intent) (err error) {
 		return errors.New("merlon is stopping")
 	}
 	s.next = &change{gates: map[merlon.Place]*running{}}
+	s.who.expect(in)
 	defer func() {
 		if err != nil {
 			s.giveUp()
@@ -71,6 +72,7 @@ func (s *system) refused(*merlon.Intent) {
 func (s *system) giveUp() {
 	next := s.next
 	s.next = nil
+	s.who.expect(nil)
 	if next == nil {
 		return
 	}
@@ -78,7 +80,8 @@ func (s *system) giveUp() {
 	for _, p := range next.programs {
 		wg.Go(p.stop)
 	}
-	for _, r := range next.gates {
+	for place, r := range next.gates {
+		s.who.join(place.Service, nil)
 		wg.Go(func() { r.drain(context.Background(), time.Second) })
 	}
 	wg.Wait()

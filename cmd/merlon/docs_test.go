@@ -17,7 +17,7 @@ import (
 )
 
 // documents are those whose console blocks are run, from the root of the tree.
-var documents = []string{"README.md", "docs/cli.md", "docs/security.md"}
+var documents = []string{"README.md", "docs/cli.md", "docs/identity.md", "docs/security.md"}
 
 // TestDocuments runs every console block of the documents that begins with
 // "$ merlon", in a directory with a running copy of examples/shop, and

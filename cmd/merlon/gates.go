@@ -45,7 +45,7 @@ func places(in *merlon.Intent) []merlon.Place {
 func (s *system) startGate(in *merlon.Intent, place merlon.Place) (_ *running, err error) {
 	ctx, stop := context.WithCancel(context.Background())
 	r := &running{place: place, stop: stop, finished: make(chan struct{}), listeners: map[gate.Position]net.Listener{},
-		local: newLocal(), intent: s.control.Intent}
+		local: newLocal(s.who.opt), intent: s.control.Intent}
 	defer func() {
 		if err != nil {
 			stop()
@@ -86,6 +86,7 @@ func (s *system) startGate(in *merlon.Intent, place merlon.Place) (_ *running, e
 	if err != nil {
 		return nil, fmt.Errorf("%v: %w", place, err)
 	}
+	s.who.join(place.Service, r.local)
 	go r.obey()
 	if place != merlon.Edge {
 		r.serve()

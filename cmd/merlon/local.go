@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 
 	"merlon"
+	"merlon/attest"
 	"merlon/internal/sockowner"
 	"merlon/internal/supervise"
 )
@@ -15,10 +18,13 @@ import (
 // gate beside it: those of the program that merlon runs for it, those of the
 // user that the intent names, or, when it says neither, all of them.
 type local struct {
-	looks chan struct{} // bounds how many processes are looked for at once
+	attest attest.Options
+	looks  chan struct{} // bounds how many processes are looked for at once
 
 	mu       sync.Mutex
 	rule     localRule
+	service  string
+	attestor *attest.Attestor                // of the one service, when its rule asks for more than a user
 	programs map[*supervise.Process]struct{} // that ran for the service
 	guests   map[*guest]struct{}             // of merlon exec
 }
@@ -28,10 +34,11 @@ type localRule struct {
 	run  bool // merlon runs the program
 	user string
 	uid  uint32 // of user
+	more string // all that it asks, when that is more than a user
 }
 
-func newLocal() *local {
-	return &local{looks: make(chan struct{}, 4), programs: map[*supervise.Process]struct{}{}, guests: map[*guest]struct{}{}}
+func newLocal(opt attest.Options) *local {
+	return &local{attest: opt, looks: make(chan struct{}, 4), programs: map[*supervise.Process]struct{}{}, guests: map[*guest]struct{}{}}
 }
 
 // ruleOf reads what the intent says of a service, which is nil at the edge.
@@ -45,6 +52,10 @@ func ruleOf(svc *merlon.Service) (localRule, error) {
 	if svc.Workload == nil {
 		return r, nil
 	}
+	if all := svc.Workload.Selectors(); len(all) != 1 || svc.Workload.UnixUser == "" {
+		r.more = strings.Join(all, " and ")
+		return r, nil // attest says whether it can be checked
+	}
 	var err error
 	r.user = svc.Workload.UnixUser
 	r.uid, err = sockowner.UserID(r.user)
@@ -56,7 +67,7 @@ func ruleOf(svc *merlon.Service) (localRule, error) {
 
 // checkWorkloads finds what no gate could enforce, before an intent is in
 // force.
-func checkWorkloads(in *merlon.Intent) error {
+func checkWorkloads(in *merlon.Intent, opt attest.Options) error {
 	var errs []error
 	whose := map[uint32]*merlon.Service{}
 	for i := range in.Services {
@@ -75,12 +86,22 @@ func checkWorkloads(in *merlon.Intent) error {
 			whose[r.uid] = svc
 		}
 	}
-	return errors.Join(errs...)
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	if _, err := attest.New(in, opt); err != nil {
+		return fmt.Errorf("%w\nhint: name what is on this host, or say where it is found: merlon up --help", err)
+	}
+	return nil
 }
 
 // String says whom the gate takes for its own service.
 func (r localRule) String() string {
 	switch {
+	case r.run && r.more != "":
+		return "the program's process tree, with " + r.more
+	case r.more != "":
+		return "processes with " + r.more
 	case r.run && r.user != "":
 		return fmt.Sprintf("the program's process tree, as user %s (uid %d)", r.user, r.uid)
 	case r.run:
@@ -98,9 +119,20 @@ func (l *local) obey(svc *merlon.Service) (localRule, error) {
 	if err != nil {
 		return r, err
 	}
+	var attestor *attest.Attestor
+	if r.more != "" {
+		opt := l.attest
+		opt.Started = func(_ string, p *sockowner.Process) (bool, error) { return l.started(p) }
+		if attestor, err = attest.New(&merlon.Intent{Services: []merlon.Service{*svc}}, opt); err != nil {
+			return r, err
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.rule = r
+	l.rule, l.attestor = r, attestor
+	if svc != nil {
+		l.service = svc.Name
+	}
 	return r, nil
 }
 
@@ -140,7 +172,7 @@ func (l *local) start(s *supervise.Supervisor, spec supervise.Spec) (*supervise.
 // own is gate.Config.Own.
 func (l *local) own(c net.Conn) error {
 	l.mu.Lock()
-	rule, programs, guests := l.rule, keys(l.programs), keys(l.guests)
+	rule, programs, guests, attestor, service := l.rule, keys(l.programs), keys(l.guests), l.attestor, l.service
 	l.mu.Unlock()
 	if rule == (localRule{}) {
 		return nil
@@ -154,7 +186,12 @@ func (l *local) own(c net.Conn) error {
 	}
 	l.looks <- struct{}{}
 	defer func() { <-l.looks }()
-	if (rule.user == "" || s.UID == rule.uid) && rule.run {
+	switch {
+	case attestor != nil:
+		if err = attested(attestor, service, c); err == nil {
+			return nil
+		}
+	case (rule.user == "" || s.UID == rule.uid) && rule.run:
 		for _, p := range programs {
 			if err = holder(p, s); err == nil {
 				return nil
@@ -179,6 +216,40 @@ func keys[K comparable](m map[K]struct{}) []K {
 		all = append(all, k)
 	}
 	return all
+}
+
+// attested returns nil if a process that holds the other end of c is the
+// service.
+func attested(a *attest.Attestor, service string, c net.Conn) error {
+	p, err := sockowner.TCPPeer(c)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	return a.Check(context.Background(), service, p)
+}
+
+// started reports whether p belongs to the program that runs for the service.
+func (l *local) started(p *sockowner.Process) (bool, error) {
+	l.mu.Lock()
+	programs := keys(l.programs)
+	l.mu.Unlock()
+	var err error
+	for _, program := range programs {
+		var root *sockowner.Process
+		if herr := program.Hold(func(pid int) (err error) { root, err = sockowner.OpenProcess(pid); return err }); herr != nil {
+			continue // it has just ended, or begins
+		}
+		ok, serr := p.StartedBy(root)
+		root.Close()
+		if ok {
+			return true, nil
+		}
+		if serr != nil && !errors.Is(serr, sockowner.ErrGone) {
+			err = serr
+		}
+	}
+	return false, err
 }
 
 // holder returns nil if p or what it started holds s.

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"merlon"
+	"merlon/attest"
 	"merlon/control"
 	"merlon/intent"
 	"merlon/policy"
@@ -101,8 +103,9 @@ func openControl(dir string, began time.Time) (*control.Control, *intent.Loaded,
 		return nil, nil, ds
 	}
 	state := filepath.Join(dir, ".merlon")
+	who := newIdentities(attest.Options{}, slog.New(slog.DiscardHandler))
 	c, err := control.Open(context.Background(), state, control.Options{
-		Records: filepath.Join(state, recordsName), Now: func() time.Time { return began },
+		Records: filepath.Join(state, recordsName), Now: func() time.Time { return began }, InForce: who.force, Explain: who.explain,
 	})
 	if err != nil {
 		return nil, nil, err

@@ -209,6 +209,9 @@ func (s *system) launch(p *program) (err error) {
 	for _, name := range []string{"NO_PROXY", "no_proxy"} {
 		env[name] = ""
 	}
+	if s.endpoint != "" {
+		env["SPIFFE_ENDPOINT_SOCKET"] = s.endpoint
+	}
 	maps.Copy(env, p.service.Run.Env)
 	var list []string
 	for name, value := range env {

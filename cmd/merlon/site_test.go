@@ -186,8 +186,10 @@ type upped struct {
 	Intent string `json:"intent"`
 	Places []struct{ Place, In, Out string }
 	Tries  []try
-	stderr bytes.Buffer
-	ended  chan error
+	// WorkloadAPI is its address.
+	WorkloadAPI string
+	stderr      bytes.Buffer
+	ended       chan error
 }
 
 // up starts the system and returns when it serves.

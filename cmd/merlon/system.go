@@ -13,10 +13,12 @@ import (
 	"time"
 
 	"merlon"
+	"merlon/attest"
 	"merlon/authority"
 	"merlon/control"
 	"merlon/internal/supervise"
 	"merlon/record"
+	"merlon/workloadapi"
 )
 
 // system is a whole Merlon in one process: authority, control plane, records,
@@ -34,6 +36,9 @@ type system struct {
 
 	trustDomain string
 	authority   *authority.Authority
+	who         *identities
+	workloads   *workloadapi.Server // nil where it is not served
+	endpoint    string              // of the Workload API, as SPIFFE writes it
 	control     *control.Control
 	api         *control.API
 	records     *record.Writer
@@ -50,9 +55,9 @@ type system struct {
 // openSystem opens the state of the intent in dir and everything that lives in
 // it. Nothing serves yet. The trust domain is that of the intent last in
 // force, or the given one before the first.
-func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, log *slog.Logger) (_ *system, err error) {
+func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who attest.Options, upstream authority.Upstream, log *slog.Logger) (_ *system, err error) {
 	s := &system{
-		dir: dir, state: state, log: log, say: u.say,
+		dir: dir, state: state, log: log, say: u.say, who: newIdentities(who, log),
 		gates:    map[merlon.Place]*running{},
 		started:  map[string]*program{},
 		programs: supervise.New(),
@@ -66,7 +71,8 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, log 
 	// First, for its lock: nothing in the state of another process is touched.
 	recordDir := filepath.Join(state, recordsName)
 	s.control, err = control.Open(ctx, state, control.Options{
-		Records: recordDir, Prepare: s.prepare, Committed: s.committed, Refused: s.refused, Exec: s.admit,
+		Records: recordDir, Prepare: s.prepare, InForce: s.who.force, Committed: s.committed, Refused: s.refused,
+		Exec: s.admit, Explain: s.who.explain, Authority: func() authority.Status { return s.authority.Status(time.Now()) },
 	})
 	if err != nil {
 		return nil, err
@@ -81,10 +87,11 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, log 
 	if s.ports, err = readPorts(filepath.Join(state, "ports.json")); err != nil {
 		return nil, err
 	}
-	s.authority, err = authority.Open(filepath.Join(state, "authority"), s.trustDomain, authority.Options{Log: log})
+	s.authority, err = authority.Open(filepath.Join(state, authorityName), s.trustDomain, authority.Options{Upstream: upstream, Log: log})
 	if err != nil {
 		return nil, err
 	}
+	go s.authority.Run(s.ctx)
 	s.records, err = record.Open(recordDir, record.Options{Now: time.Now, TrustDomain: s.trustDomain})
 	if broken, ok := errors.AsType[*record.Broken](err); ok {
 		return nil, fmt.Errorf("%s: %w\nhint: %s", relative(recordDir), err, broken.Hint)
@@ -171,6 +178,9 @@ func (s *system) close() {
 	wg.Wait()
 	s.leaving.Wait()
 	s.programs.Close()
+	if s.workloads != nil {
+		s.workloads.Close()
+	}
 	if s.control != nil {
 		s.control.Close()
 	}

@@ -6,11 +6,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"merlon"
+	"merlon/gate"
+	"merlon/gate/grpc"
 	"merlon/record"
 )
 
@@ -105,7 +108,7 @@ type TopRow struct {
 
 // counted reports whether the record is the one at which a call is counted.
 func (f *chosen) counted(r *record.Record) bool {
-	return f.match(r) && (f.place != "" || r.At != "in" || r.Verdict.Effect != merlon.Allow)
+	return f.match(r) && !strings.HasPrefix(r.Detail, gate.TunnelEnded) && (f.place != "" || r.At != "in" || r.Verdict.Effect != merlon.Allow)
 }
 
 // remember is what top needs to know of a record.
@@ -116,7 +119,8 @@ func remember(r *record.Record) topCall {
 		end:    r.Time + r.Duration,
 		took:   r.Duration,
 		denied: !allowed,
-		failed: allowed && (r.Status >= 500 || r.Status == 0 || r.Verdict.Reason != merlon.ReasonAllowed && !r.Verdict.Shadow),
+		failed: allowed && (r.Status >= 500 || r.Status == 0 || r.Verdict.Reason != merlon.ReasonAllowed && !r.Verdict.Shadow ||
+			r.GRPC != "" && grpc.Named(r.GRPC).Class() == 5),
 	}
 }
 

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,6 +43,12 @@ does: one that widens access needs --widen.`,
 	}
 	c.Flags().StringVar(&o.log, "log", "", "`file` for the log of gates and services; default is merlon.log in the state directory, - is standard error")
 	c.Flags().BoolVar(&o.widen, "widen", false, "accept that a changed intent allows more calls than the one before")
+	c.Flags().StringVar(&o.workloads.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket in the state directory")
+	c.Flags().StringVar(&o.workloads.docker, "docker", "/var/run/docker.sock", "`socket` of the Docker Engine, for services known by their container")
+	c.Flags().StringVar(&o.workloads.keyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
+	c.Flags().StringVar(&o.workloads.issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
+	c.Flags().StringVar(&o.workloads.audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")
+	o.vault.flags(c)
 	c.Flags().BoolVar(&o.committed, "committed", false, "run the intent that was last in force, whatever the files in DIR say now")
 	return c
 }
@@ -48,6 +56,8 @@ does: one that widens access needs --widen.`,
 type upOptions struct {
 	log              string
 	widen, committed bool
+	workloads        workloadOptions
+	vault            vaultOptions
 }
 
 func up(ctx context.Context, u *ui, dir string, o upOptions) error {
@@ -77,7 +87,15 @@ func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 		return err
 	}
 	defer logTo.Close()
-	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, log)
+	who, err := o.workloads.attestOptions()
+	if err != nil {
+		return err
+	}
+	upstream, err := o.vault.upstream()
+	if err != nil {
+		return err
+	}
+	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, who, upstream, log)
 	if err != nil {
 		return err
 	}
@@ -117,6 +135,9 @@ func (u *ui) offerCommitted(ctx context.Context, dir, state string, err error) e
 // one that was last in force.
 func (s *system) start(ctx context.Context, loaded *intent.Loaded, o upOptions) (r *control.Result, err error) {
 	if s.api, err = s.control.Serve(); err != nil {
+		return nil, err
+	}
+	if err := s.serveWorkloads(o.workloads.address); err != nil {
 		return nil, err
 	}
 	opt := control.ApplyOptions{Who: currentUser(), Message: "merlon up", Widen: o.widen}
@@ -182,6 +203,10 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 		rows = append(rows, []string{u.bold(svc.Name), first(svc.Addresses), g.in, "HTTP_PROXY=http://" + g.out, u.local(g.local.String())})
 	}
 	u.table("  ", rows)
+	u.localPorts(in)
+	if s.endpoint != "" {
+		u.printf("\n%s\n", u.dim("Workload API: SPIFFE_ENDPOINT_SOCKET="+s.endpoint))
+	}
 	u.printf("\n%s\n", u.dim("What the intent allows, and what it does not (what to expect is behind the #):"))
 	for _, t := range tries(in, s.dir, s.state, outbound(gates)) {
 		u.printf("\n  %s\n  %s\n", u.dim("# "+t.About), t.Command)
@@ -190,14 +215,30 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 	u.printf("%s\n", u.dim("Log: "+relative(s.logFile)+" · stop with Ctrl-C"))
 }
 
+// localPorts says where services reach those that speak TCP.
+func (u *ui) localPorts(in *merlon.Intent) {
+	var rows [][]string
+	for i := range in.Services {
+		s := &in.Services[i]
+		for _, name := range slices.Sorted(maps.Keys(s.LocalPorts)) {
+			rows = append(rows, []string{u.bold(s.Name) + " -> " + name, fmt.Sprintf("127.0.0.1:%d", s.LocalPorts[name])})
+		}
+	}
+	if len(rows) > 0 {
+		u.printf("\n")
+		u.table("  ", append([][]string{{u.dim("calls over tcp"), u.dim("local port")}}, rows...))
+	}
+}
+
 // whatRuns is the banner for programs.
 func (s *system) whatRuns(in *merlon.Intent, r *control.Result) any {
 	type place struct {
-		Place string `json:"place"`
-		App   string `json:"app,omitzero"`
-		In    string `json:"in"`
-		Out   string `json:"out,omitzero"`
-		Local string `json:"local,omitzero"` // which processes of this host may call through Out
+		Place string            `json:"place"`
+		App   string            `json:"app,omitzero"`
+		In    string            `json:"in"`
+		Out   string            `json:"out,omitzero"`
+		Local string            `json:"local,omitzero"` // which processes of this host may call through Out
+		Ports map[string]uint16 `json:"ports,omitzero"` // of 127.0.0.1: where it reaches services that speak TCP
 	}
 	gates := s.running()
 	var all []place
@@ -208,11 +249,11 @@ func (s *system) whatRuns(in *merlon.Intent, r *control.Result) any {
 		}
 		row := place{Place: p.String(), In: g.in, Out: g.out}
 		if svc := in.Service(p.Service); svc != nil {
-			row.App, row.Local = first(svc.Addresses), g.local.String()
+			row.App, row.Local, row.Ports = first(svc.Addresses), g.local.String(), svc.LocalPorts
 		}
 		all = append(all, row)
 	}
-	return map[string]any{"ok": true, "intent": r.Commit.Hash, "places": all, "state": s.state,
+	return map[string]any{"ok": true, "intent": r.Commit.Hash, "places": all, "state": s.state, "workloadAPI": s.endpoint,
 		"tries": tries(in, s.dir, s.state, outbound(gates))}
 }
 

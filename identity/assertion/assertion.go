@@ -20,22 +20,16 @@ package assertion
 
 import (
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/asn1"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"math/big"
 	"reflect"
 	"strings"
 	"time"
 
 	"merlon"
 	"merlon/internal/hotcache"
+	"merlon/internal/jws"
 )
 
 const (
@@ -127,10 +121,6 @@ func (s *Signer) TokenBy(key crypto.Signer, kid string, c *merlon.Caller, audien
 }
 
 func (s *Signer) mint(key crypto.Signer, kid string, c *merlon.Caller, audience string, sec int64) (string, error) {
-	public, ok := key.Public().(*ecdsa.PublicKey)
-	if !ok || public.Curve != elliptic.P256() {
-		return "", errors.New("assertions are signed with a P-256 key")
-	}
 	if err := check(c, s.issuer, audience); err != nil {
 		return "", err
 	}
@@ -157,38 +147,12 @@ func (s *Signer) mint(key crypto.Signer, kid string, c *merlon.Caller, audience 
 			return "", err
 		}
 	}
-	b64 := base64.RawURLEncoding
-	b := make([]byte, 0, b64.EncodedLen(len(parts[0]))+b64.EncodedLen(len(parts[1]))+b64.EncodedLen(64)+2)
-	b = b64.AppendEncode(b, parts[0])
-	b = append(b, '.')
-	b = b64.AppendEncode(b, parts[1])
-	sig, err := sign(key, b)
+	b, err := jws.Sign(key, parts[0], parts[1])
 	if err != nil {
 		return "", err
 	}
-	b = append(b, '.')
-	b = b64.AppendEncode(b, sig)
 	if len(b) > MaxToken {
 		return "", fmt.Errorf("the assertion would be %d bytes, at most %d are sent", len(b), MaxToken)
 	}
-	return string(b), nil
-}
-
-// sign makes the two numbers of fixed length that JWS wants (RFC 7518 3.4)
-// from what a crypto.Signer gives, which is ASN.1.
-func sign(key crypto.Signer, b []byte) ([]byte, error) {
-	hash := sha256.Sum256(b)
-	der, err := key.Sign(rand.Reader, hash[:], crypto.SHA256)
-	if err != nil {
-		return nil, err
-	}
-	var rs struct{ R, S *big.Int }
-	if rest, err := asn1.Unmarshal(der, &rs); err != nil || len(rest) != 0 ||
-		rs.R.Sign() <= 0 || rs.S.Sign() <= 0 || rs.R.BitLen() > 256 || rs.S.BitLen() > 256 {
-		return nil, errors.New("the key made a signature that is not one of P-256")
-	}
-	sig := make([]byte, 64)
-	rs.R.FillBytes(sig[:32])
-	rs.S.FillBytes(sig[32:])
-	return sig, nil
+	return b, nil
 }

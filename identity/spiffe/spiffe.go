@@ -128,12 +128,21 @@ func Key(svid *tls.Certificate) (key crypto.Signer, kid string) {
 	if !ok {
 		return nil, ""
 	}
-	der, err := x509.MarshalPKIXPublicKey(key.Public())
-	if err != nil {
+	if kid = KeyName(key.Public()); kid == "" {
 		return nil, ""
 	}
+	return key, kid
+}
+
+// KeyName is a name for a public key, which no other key has; "" when it is of
+// no kind that has one.
+func KeyName(public crypto.PublicKey) string {
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return ""
+	}
 	hash := sha256.Sum256(der)
-	return key, base64.RawURLEncoding.EncodeToString(hash[:16])
+	return base64.RawURLEncoding.EncodeToString(hash[:16])
 }
 
 // inTrustDomain splits off the path of a well-formed ID of trustDomain.

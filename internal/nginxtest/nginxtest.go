@@ -6,12 +6,13 @@ import (
 	"bufio"
 	"cmp"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"merlon/internal/peertest"
 )
 
 const config = `daemon off;
@@ -43,33 +44,17 @@ http {
 // installed.
 func Start(t testing.TB, directives string) (addr string) {
 	t.Helper()
-	program, err := exec.LookPath("nginx")
-	if err != nil {
-		program = "/usr/sbin/nginx" // Debian keeps it out of users' PATH
-		if _, err := os.Stat(program); err != nil {
-			t.Skip("SKIPPED: nginx is not installed (Debian: nginx-light), so nothing is compared with it")
-		}
-	}
+	program := peertest.Find(t, "nginx", "Debian: nginx-light", "nothing is compared with it")
 	// Between our closing of a free port and nginx's taking it somebody else may.
 	var said string
 	for range 3 {
-		addr = freeAddress(t)
+		addr = peertest.Address(t)
 		if said = start(t, program, fmt.Appendf(nil, config, addr, directives)); said == "" {
 			return addr
 		}
 	}
 	t.Fatalf("nginx does not start: %s", said)
 	return ""
-}
-
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().String()
 }
 
 // start runs nginx until the end of the test. It returns "" once nginx listens,

@@ -2,7 +2,10 @@
 
 package sockowner
 
-import "net"
+import (
+	"net"
+	"os"
+)
 
 // Supported reports whether this system can tell who is at the other end.
 func Supported() bool { return false }
@@ -30,3 +33,27 @@ func (*Process) Holder(Socket) (int, error) { return 0, ErrUnsupported }
 
 // Find cannot tell here.
 func Find(Socket) (*Process, error) { return nil, ErrUnsupported }
+
+// UnixPeer cannot tell here.
+func UnixPeer(*net.UnixConn) (*Process, error) { return nil, ErrUnsupported }
+
+// TCPPeer cannot tell here.
+func TCPPeer(net.Conn) (*Process, error) { return nil, ErrUnsupported }
+
+// Credentials are not known here.
+func (*Process) Credentials() (Credentials, error) { return Credentials{}, ErrUnsupported }
+
+// Cgroup is not known here.
+func (*Process) Cgroup() (string, error) { return "", ErrUnsupported }
+
+// OpenExecutable cannot be done here.
+func (*Process) OpenExecutable() (*os.File, error) { return nil, ErrUnsupported }
+
+// OpenInRoot cannot be done here.
+func (*Process) OpenInRoot(string) (*os.File, error) { return nil, ErrUnsupported }
+
+// StartedBy cannot tell here.
+func (*Process) StartedBy(*Process) (bool, error) { return false, ErrUnsupported }
+
+// Alive is not known here.
+func (*Process) Alive() bool { return false }

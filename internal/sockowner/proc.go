@@ -70,3 +70,56 @@ func parseStat(b []byte) (s stat, ok bool) {
 	session, ok2 := parseUint(f[3], 10, 31)
 	return stat{int(parent), int(session)}, ok1 && ok2
 }
+
+// parseStatus reads whom a process runs as from /proc/PID/status
+// (proc_pid_status(5)).
+func parseStatus(b []byte) (c Credentials, ok bool) {
+	var uid, gid bool
+	for line := range bytes.Lines(b) {
+		name, rest, _ := bytes.Cut(line, []byte(":"))
+		f := bytes.Fields(rest)
+		switch string(name) {
+		case "Uid", "Gid":
+			if len(f) != 4 {
+				return c, false
+			}
+			real, ok1 := parseUint(f[0], 10, 32)
+			effective, ok2 := parseUint(f[1], 10, 32)
+			if !ok1 || !ok2 {
+				return c, false
+			}
+			if string(name) == "Gid" {
+				c.GID, gid = uint32(effective), true
+			} else {
+				c.RealUID, c.UID, uid = uint32(real), uint32(effective), true
+			}
+		case "Groups":
+			for _, word := range f {
+				n, ok := parseUint(word, 10, 32)
+				if !ok {
+					return c, false
+				}
+				c.Groups = append(c.Groups, uint32(n))
+			}
+		}
+	}
+	return c, uid && gid
+}
+
+// parseCgroup finds the path in /proc/PID/cgroup (cgroups(7)): that of version
+// 2, or where systemd still uses version 1, its own hierarchy there.
+func parseCgroup(b []byte) (path string, ok bool) {
+	for line := range bytes.Lines(b) {
+		f := bytes.SplitN(bytes.TrimSuffix(line, []byte("\n")), []byte(":"), 3)
+		if len(f) != 3 || len(f[2]) == 0 || f[2][0] != '/' {
+			return "", false
+		}
+		switch {
+		case string(f[1]) == "name=systemd":
+			return string(f[2]), true
+		case string(f[0]) == "0" && len(f[1]) == 0:
+			path = string(f[2])
+		}
+	}
+	return path, path != ""
+}

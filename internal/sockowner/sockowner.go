@@ -1,5 +1,5 @@
 // Package sockowner says which process of this host is at the other end of an
-// accepted TCP connection, as far as the kernel vouches for it.
+// accepted TCP connection or Unix socket, as far as the kernel vouches for it.
 //
 // Peer finds the other end's socket by the addresses of the connection: its
 // user and its inode. A Process is pinned, so that its number cannot pass to
@@ -38,6 +38,13 @@ var (
 type Socket struct {
 	UID   uint32 // of the user who made it, in the own user namespace
 	Inode uint64 // names it on this host as long as anybody holds it; never 0
+}
+
+// Credentials are whom a process runs as.
+type Credentials struct {
+	RealUID, UID uint32 // real and effective
+	GID          uint32 // effective
+	Groups       []uint32
 }
 
 // tuple is a connection as one of its ends sees it.

@@ -46,6 +46,15 @@ func act(role []string) {
 		}
 		wait()
 		c.Close()
+	case "unix":
+		c, err := net.Dial("unix", role[1])
+		if err != nil {
+			fail(err)
+		}
+		wait()
+		c.Close()
+	case "wait":
+		wait()
 	case "start", "setsid", "orphan", "daemon": // a child connects; of an orphan the parent ends
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env = append(os.Environ(), "SOCKOWNER_TEST="+strings.Join(role[1:], " "))

@@ -1,0 +1,86 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"merlon"
+	"merlon/identity/jwt"
+	"merlon/internal/sockowner"
+)
+
+// tokenFile is where the kubelet puts a pod's token, in the pod's own files.
+const tokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+
+// Cluster verifies the tokens of a Kubernetes cluster's service accounts by the
+// cluster's public keys, without asking it.
+type Cluster struct{ verifier *jwt.Verifier }
+
+// NewCluster makes a Cluster. Issuer is what the API server has as
+// --service-account-issuer, audience what its tokens are for, and keys the
+// answer of /openid/v1/jwks.
+func NewCluster(issuer, audience string, keys []byte) (*Cluster, error) {
+	v, err := jwt.New([]merlon.LoginRule{{Name: "cluster", Issuer: issuer, Audience: audience, Keys: string(keys),
+		Algorithms: []string{"RS256", "ES256"}}}, jwt.Options{})
+	if err != nil {
+		return nil, fmt.Errorf("the keys of the Kubernetes cluster: %w", err)
+	}
+	return &Cluster{v}, nil
+}
+
+// account holds for a process in a pod that runs as this service account.
+//
+// The token is taken from the pod's files, where a program could have put
+// another one: it must be bound to the pod (a projected token is) whose
+// control group the kernel says the process is in.
+func (c *Cluster) account(want string, now func() time.Time) func(context.Context, *sockowner.Process) (string, bool, error) {
+	return func(_ context.Context, p *sockowner.Process) (string, bool, error) {
+		path, err := p.Cgroup()
+		if err != nil {
+			return "", false, err
+		}
+		uid := podOf(path)
+		if uid == "" {
+			return "it is in no pod", false, nil
+		}
+		f, err := p.OpenInRoot(tokenFile)
+		if err != nil {
+			return "", false, err
+		}
+		defer f.Close()
+		token, err := io.ReadAll(io.LimitReader(f, jwt.MaxToken+1))
+		if err != nil {
+			return "", false, err
+		}
+		got, err := c.read(strings.TrimSpace(string(token)), uid, now())
+		return "its pod runs as " + got, err == nil && got == want, err
+	}
+}
+
+// read is the service account of a token that is bound to the pod with this
+// UID, as NAMESPACE/NAME.
+func (c *Cluster) read(token, pod string, now time.Time) (string, error) {
+	caller, err := c.verifier.Verify(token, now)
+	if err != nil {
+		return "", err
+	}
+	claims, _ := caller.Claims["kubernetes.io"].(map[string]any)
+	text := func(in, name string) string {
+		m, _ := claims[in].(map[string]any)
+		s, _ := m[name].(string)
+		return s
+	}
+	namespace, _ := claims["namespace"].(string)
+	account := text("serviceaccount", "name")
+	switch {
+	case namespace == "" || account == "" || caller.Subject != "system:serviceaccount:"+namespace+":"+account:
+		return "", errors.New("the pod's token is not that of a service account")
+	case text("pod", "uid") != pod:
+		return "", errors.New("the pod's token is not bound to the pod that the process is in")
+	}
+	return namespace + "/" + account, nil
+}

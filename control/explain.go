@@ -1,0 +1,56 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"merlon/attest"
+	"merlon/authority"
+)
+
+// Explanation says which service a process is, and why it is no other.
+type Explanation struct {
+	PID        int              `json:"pid"`
+	Executable string           `json:"executable,omitzero"`
+	Service    string           `json:"service,omitzero"` // "" for none
+	ID         string           `json:"id,omitzero"`      // its SPIFFE ID
+	Why        string           `json:"why,omitzero"`     // there is none
+	Services   []attest.Finding `json:"services"`
+}
+
+// process is the body of a request to explain.
+type process struct {
+	PID int `json:"pid"`
+}
+
+func (c *Control) serveExplain(r *http.Request) (any, error) {
+	var in process
+	if err := read(r, &in); err != nil {
+		return nil, err
+	}
+	switch {
+	case c.opt.Explain == nil:
+		return nil, &statusError{http.StatusNotFound, errors.New("no workloads are told apart here")}
+	case in.PID <= 0:
+		return nil, &statusError{http.StatusBadRequest, errors.New("a process has a number above 0")}
+	}
+	return c.opt.Explain(r.Context(), in.PID)
+}
+
+func (c *Control) serveAuthority(*http.Request) (any, error) {
+	if c.opt.Authority == nil {
+		return nil, &statusError{http.StatusNotFound, errors.New("there is no authority here")}
+	}
+	return c.opt.Authority(), nil
+}
+
+// Authority asks how the keys of the authority fare.
+func (c *Client) Authority(ctx context.Context) (*authority.Status, error) {
+	return call[authority.Status](ctx, c, http.MethodGet, "/v1/identity", nil)
+}
+
+// Explain asks which service a process is.
+func (c *Client) Explain(ctx context.Context, pid int) (*Explanation, error) {
+	return call[Explanation](ctx, c, http.MethodPost, "/v1/explain", process{pid})
+}
