@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -347,6 +348,7 @@ func TestStatusClaimsOnlyWhatWasAcknowledged(t *testing.T) {
 	// The sentence itself changes, and the gate refuses.
 	clk.turn(time.Hour)
 	res := apply(t, c, shop("web: [list, get]"))
+	others()
 	refused := <-s.Orders()
 	s.Ack(Ack{Hash: refused.Hash, Err: "no such thing as get"})
 	r = rule("orders: web")

@@ -179,21 +179,7 @@ func (p *pair) compare(records map[string]record.Record, heard map[string]heard)
 		return 0, 0, err
 	}
 	maps.Copy(p.unsent, records)
-	for id, s := range sent {
-		rec, ok := p.unsent[id]
-		delete(p.unsent, id)
-		target := rec.Path
-		if rec.Query != "" {
-			target += "?" + rec.Query
-		}
-		host, _, _ := strings.Cut(s.Host, ":")
-		switch {
-		case !ok || rec.Verdict.Effect != merlon.Allow:
-			err = errors.Join(err, fmt.Errorf("sent without leave: %+v; the record is %+v", s, rec))
-		case s.Method != rec.Method || s.Target != target || s.Host != rec.Host && host != rec.Host && !strings.HasPrefix(rec.Host, "[") || s.Whole && int64(len(s.Body)) != rec.BytesIn:
-			err = errors.Join(err, fmt.Errorf("recorded is not what was sent: %+v, %+v", rec, s))
-		}
-	}
+	err = p.compareRecords(sent)
 	want := 0
 	for id, h := range heard {
 		if h.read {
@@ -206,6 +192,12 @@ func (p *pair) compare(records map[string]record.Record, heard map[string]heard)
 		}
 	}
 	read, lines := p.told(want, sent, heard)
+	// What breaks off may have come after the first look, and before the log.
+	more, err2 := p.sent()
+	if err = errors.Join(err, err2, p.compareRecords(more)); err != nil {
+		return 0, 0, err
+	}
+	maps.Copy(sent, more)
 	maps.Copy(sent, p.late)
 	seen := map[string]bool{}
 	for _, r := range read {
@@ -229,6 +221,39 @@ func (p *pair) compare(records map[string]record.Record, heard map[string]heard)
 		}
 	}
 	return agreed, refused, err
+}
+
+// compareRecords holds what was sent to what was recorded.
+func (p *pair) compareRecords(sent map[string]reading) (err error) {
+	// A stream that is reset has ended for its client before it has for the gate.
+	if err := p.wait("the records of what was sent", func() (bool, error) {
+		for id := range sent {
+			if _, ok := p.unsent[id]; !ok {
+				late, err := p.recorded()
+				maps.Copy(p.unsent, late)
+				return false, err
+			}
+		}
+		return true, nil
+	}); err != nil {
+		return fmt.Errorf("%w: %+v", err, sent)
+	}
+	for id, s := range sent {
+		rec, ok := p.unsent[id]
+		delete(p.unsent, id)
+		target := rec.Path
+		if rec.Query != "" {
+			target += "?" + rec.Query
+		}
+		host, _, _ := strings.Cut(s.Host, ":")
+		switch {
+		case !ok || rec.Verdict.Effect != merlon.Allow:
+			err = errors.Join(err, fmt.Errorf("sent without leave: %+v; the record is %+v", s, rec))
+		case s.Method != rec.Method || s.Target != target || s.Host != rec.Host && host != rec.Host && !strings.HasPrefix(rec.Host, "[") || s.Whole && int64(len(s.Body)) != rec.BytesIn:
+			err = errors.Join(err, fmt.Errorf("recorded is not what was sent: %+v, %+v", rec, s))
+		}
+	}
+	return err
 }
 
 // compareLog holds the access log of the backend to what was sent.

@@ -248,10 +248,7 @@ func (c *conn) count(r *record.Record) {
 		s = x.f.series
 	}
 	to := s.cell(x)
-	class := classOf(r.Status)
-	if x.coded {
-		class = x.code.Class()
-	}
+	class := x.class(r.Status)
 	verdict := "deny"
 	if r.Verdict.Effect == merlon.Allow {
 		verdict = "allow"
@@ -334,9 +331,13 @@ func (to *cell) known(verdict string, reason merlon.Reason, class int) *outcome 
 	return nil
 }
 
-// classOf is the first digit of a status; 0 for none.
-func classOf(status int) int {
-	if status < 100 || status > 599 {
+// class is the first digit of the status of the call's answer, or of the status
+// that says the same as its status of gRPC; 0 for none.
+func (x *exchange) class(status int) int {
+	switch {
+	case x.coded:
+		return x.code.Class()
+	case status < 100 || status > 599:
 		return 0
 	}
 	return status / 100

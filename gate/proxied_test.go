@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -130,6 +131,20 @@ func TestProxiedBounds(t *testing.T) {
 		}
 		a.Close()
 		until(t, "the place of a connection that ended", func() bool { return ask(open(client)) != "closed" })
+	}
+}
+
+// TestProxyProtocolSlow: a header must come in time.
+func TestProxyProtocolSlow(t *testing.T) {
+	t.Parallel()
+	e := startProxied(t, "none", "127.0.0.0/8", gate.Bounds{Head: 300 * time.Millisecond})
+	for _, begin := range []string{"", "PROXY TCP4 203.0.113.7 ", "\r\n\r\n\x00\r\nQUIT\n\x21\x11\x0f\xff"} {
+		c := dial(t, e.edge)
+		c.SetDeadline(time.Now().Add(30 * time.Second))
+		io.WriteString(c, begin)
+		if b, err := io.ReadAll(c); len(b) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%q: read %q, %v", begin, b, err)
+		}
 	}
 }
 

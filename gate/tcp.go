@@ -130,12 +130,16 @@ type ports struct {
 	open map[uint16]net.Listener
 }
 
-// bindPorts opens the local ports that are wanted and not open yet: all of them or none.
+// bindPorts opens the local ports that are wanted and not open yet: all of them
+// or none. A gate that leaves opens none: they are for the one that comes.
 func (g *Gate) bindPorts(wanted map[uint16]string) (fresh map[uint16]net.Listener, err error) {
 	p := &g.ports
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	fresh = map[uint16]net.Listener{}
+	if g.leaving.Load() {
+		return fresh, nil
+	}
 	for port, name := range wanted {
 		if p.open[port] != nil {
 			continue

@@ -1,9 +1,11 @@
 package gate
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"math/rand/v2"
+	"strconv"
 
 	"merlon"
 	"merlon/gate/http1"
@@ -141,25 +143,29 @@ func (x *exchange) traced(r *record.Record) {
 	s.Linked.Trace, s.Linked.ID = t.linked.Trace, t.linked.Span
 	// Semantic conventions for HTTP: an error is the client's business for the
 	// one side, and everybody's for the other.
-	failed := 500
+	failed := 5
 	if x.at == Outbound {
-		s.Kind, failed = otlp.Client, 400
+		s.Kind, failed = otlp.Client, 4
 	}
-	s.Failed = r.Status >= failed || r.Status == 0
+	class := x.class(r.Status)
+	s.Failed = class >= failed || class == 0
 	s.Name = spanName(r)
 	why := ""
 	if s.Failed {
-		why = string(r.Verdict.Reason)
+		if why = string(r.Verdict.Reason); r.Verdict.Reason == merlon.ReasonAllowed {
+			why = cmp.Or(r.GRPC, strconv.Itoa(r.Status)) // it is the service's own
+		}
 	}
 	verdict := r.Verdict.Effect.String()
 	if r.Verdict.Shadow {
 		verdict = "shadow"
 	}
-	s.Attributes = [...]otlp.Attribute{
+	s.Attributes = [20]otlp.Attribute{
 		{Key: "http.request.method", Text: method(r.Method)},
 		{Key: "url.path", Text: r.Path},
 		{Key: "server.address", Text: r.Host},
 		{Key: "http.response.status_code", Number: int64(r.Status)},
+		{Key: "rpc.response.status_code", Text: r.GRPC},
 		{Key: "error.type", Text: why},
 		{Key: "merlon.verdict", Text: verdict},
 		{Key: "merlon.reason", Text: string(r.Verdict.Reason)},

@@ -2,12 +2,14 @@ package gate_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -268,6 +270,58 @@ func TestTunnelRevoked(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestTunnelsAndSwaps: changes that are about something else drop no tunnel, not
+// a byte of any, and one that is about all of them drops all.
+func TestTunnelsAndSwaps(t *testing.T) {
+	t.Parallel()
+	e := startChat(t, "none")
+	text := strings.Replace(chatIntent, "CERT", "none", 1)
+	const tunnels, swaps = 40, 25
+	var talking, ended sync.WaitGroup
+	quit := make(chan struct{})
+	for i := range tunnels {
+		c, r, res := e.open(handshake("GET", "/rooms/1"))
+		if res.StatusCode != 101 {
+			t.Fatal(res.Status)
+		}
+		expect(t, r, "hello ")
+		talking.Add(1)
+		ended.Go(func() {
+			piece, got := bytes.Repeat([]byte{byte(i)}, 100+1000*i), make([]byte, 100+1000*i)
+			for n := 0; ; n++ {
+				_, err := c.Write(piece)
+				if err == nil {
+					_, err = io.ReadFull(r, got)
+				}
+				select {
+				case <-quit:
+					if err != nil {
+						return
+					}
+					continue
+				default:
+				}
+				if err != nil || !bytes.Equal(got, piece) {
+					t.Errorf("tunnel %d, piece %d: %v", i, n, err)
+				}
+				if n == 0 {
+					talking.Done()
+				}
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+	talking.Wait()
+	for i := range swaps {
+		e.swap(strings.Replace(text, "web: {}", fmt.Sprintf("web: {}\n  other%d: {operations: {a: GET /a}, callers: {anyone: all}}", i%3), 1))
+	}
+	close(quit)
+	e.swap(strings.Replace(text, "webSockets: [room]", "", 1))
+	ended.Wait()
 }
 
 // TestTunnelQuiet: one direction with bytes keeps the other open.

@@ -3,8 +3,10 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"flag"
 	"fmt"
@@ -55,6 +57,7 @@ type soak struct {
 	calls    [3]atomic.Int64 // by version of HTTP
 	lines    atomic.Int64    // of streams
 	messages atomic.Int64    // of gRPC
+	texts    atomic.Int64    // of WebSockets
 	failures chan error
 }
 
@@ -94,8 +97,8 @@ func TestSoak(t *testing.T) {
 		s.b.until(fmt.Sprintf("process %d ends, whose place another took", pid), func() bool { return !runs(pid) })
 	}
 	s.end()
-	t.Logf("soak %v: %d calls over HTTP/1.1, %d over HTTP/2, %d streams with %d lines, %d of gRPC with %d messages; %d changes of orders, %d upgrades of each gate; edge %v, then %v; gate of b %v, then %v; gate of c %v, then %v",
-		*soakTime, s.calls[1].Load(), s.calls[2].Load(), 2*soakStreams, s.lines.Load(), soakStreams, s.messages.Load(), swaps, upgrades,
+	t.Logf("soak %v: %d calls over HTTP/1.1, %d over HTTP/2, %d streams with %d lines, %d of gRPC with %d messages, %d WebSockets with %d; %d changes of orders, %d upgrades of each gate; edge %v, then %v; gate of b %v, then %v; gate of c %v, then %v",
+		*soakTime, s.calls[1].Load(), s.calls[2].Load(), 2*soakStreams, s.lines.Load(), soakStreams, s.messages.Load(), soakStreams, s.texts.Load(), swaps, upgrades,
 		before[s.edge], after[s.edge], before[s.b], after[s.b], before[s.c], after[s.c])
 }
 
@@ -180,6 +183,8 @@ func (s *soak) app(w http.ResponseWriter, r *http.Request) {
 	case "/echo":
 		body, _ := io.ReadAll(r.Body)
 		w.Write(body)
+	case "/room":
+		room(w, r)
 	case "/stream":
 		tick := time.NewTicker(50 * time.Millisecond)
 		defer tick.Stop()
@@ -200,6 +205,66 @@ func (s *soak) app(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// room is a WebSocket that says again what it is told: the frames of its client
+// are masked with zeros, and all of one length.
+func room(w http.ResponseWriter, r *http.Request) {
+	sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11")) // RFC 6455 1.3
+	c, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
+		base64.StdEncoding.EncodeToString(sum[:]))
+	for frame := make([]byte, len(maskedHead)+8); ; {
+		if _, err := io.ReadFull(buf, frame); err != nil {
+			return
+		}
+		if _, err := c.Write(append([]byte("\x81\x08"), frame[len(maskedHead):]...)); err != nil {
+			return
+		}
+	}
+}
+
+// maskedHead begins a text of 8 bytes from a client.
+const maskedHead = "\x81\x88\x00\x00\x00\x00"
+
+// enter is a client of room.
+func (s *soak) enter(config *tls.Config, begun *sync.WaitGroup) error {
+	var once sync.Once
+	defer once.Do(begun.Done)
+	c, err := tls.Dial("tcp", s.listen, config)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	io.WriteString(c, "GET /room HTTP/1.1\r\nHost: shop.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	r := bufio.NewReader(c)
+	res, err := http.ReadResponse(r, nil)
+	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
+		return fmt.Errorf("%v, %w", res, err)
+	}
+	for n := 0; ; n++ {
+		select {
+		case <-s.finish:
+			return nil
+		case <-time.After(50 * time.Millisecond):
+		}
+		text := fmt.Sprintf("%08d", n)
+		c.SetDeadline(time.Now().Add(30 * time.Second))
+		if _, err := io.WriteString(c, maskedHead+text); err != nil {
+			return fmt.Errorf("message %d: %w", n, err)
+		}
+		got := make([]byte, 2+len(text))
+		if _, err := io.ReadFull(r, got); err != nil || string(got) != "\x81\x08"+text {
+			return fmt.Errorf("message %d: %q, %w", n, got, err)
+		}
+		s.texts.Add(1)
+		once.Do(begun.Done)
+	}
+}
+
 // orders writes orders that say the same as all before about what is called,
 // and something new about what is not.
 func (s *soak) orders(n int, g *stand) (hash string) {
@@ -209,7 +274,8 @@ gateway: {hosts: [shop.example], listen: '%s', certificate: {cert: %s, key: %s}}
 services:
   b:
     address: %s
-    operations: {hello: GET /hello, echo: POST /echo, stream: GET /stream, other: GET /other/%d}
+    operations: {hello: GET /hello, echo: POST /echo, stream: GET /stream, room: GET /room, other: GET /other/%d}
+    webSockets: [room]
     callers: {anyone: all}
   c:
     address: %s
@@ -285,8 +351,9 @@ func (s *soak) load() {
 			begun.Add(1)
 			s.wg.Go(func() { s.fail("stream", s.stream(c, begun)) })
 		}
-		begun.Add(1)
+		begun.Add(2)
 		s.wg.Go(func() { s.fail("gRPC", s.converse(two, begun)) })
+		s.wg.Go(func() { s.fail("WebSocket", s.enter(config, begun)) })
 	}
 	begun.Wait()
 	for range soakClients {
@@ -535,10 +602,11 @@ func (s *soak) end() {
 	want := int(s.calls[1].Load() + s.calls[2].Load())
 	for g, name := range map[*stand]string{s.edge: "edge", s.b: "gate of b", s.c: "gate of c"} {
 		got := g.evidence()
+		// A WebSocket has two records: that it was let through, and how it ended.
 		calls, streams, talks := got["/hello"]+got["/echo"], got["/stream"], got["/talk.Talk/Again"]
-		if g != s.c && (calls != want || streams != 2*soakStreams) || g != s.b && talks != soakStreams {
-			s.t.Errorf("%s: %d calls, %d streams and %d of gRPC in the records; %d, %d and %d were answered",
-				name, calls, streams, talks, want, 2*soakStreams, soakStreams)
+		if g != s.c && (calls != want || streams != 2*soakStreams || got["/room"] != 2*soakStreams) || g != s.b && talks != soakStreams {
+			s.t.Errorf("%s: %v in the records; %d calls, %d streams, %d of gRPC and %d WebSockets were answered",
+				name, got, want, 2*soakStreams, soakStreams, soakStreams)
 		}
 	}
 }

@@ -88,7 +88,9 @@ func (s *stand) awaitEnd() {
 		if err != nil {
 			s.t.Errorf("the gate ended with %v\n%s", err, s.said())
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(60 * time.Second):
+		s.cmd.Process.Signal(syscall.SIGQUIT) // and what it waits for
+		s.ended <- <-s.ended
 		s.t.Fatalf("the gate does not end\n%s", s.said())
 	}
 }
@@ -352,6 +354,53 @@ func TestOutliveEnds(t *testing.T) {
 				t.Errorf("it does not say why\n%s", s.said())
 			}
 		})
+	}
+}
+
+// TestUpgradeLocalPorts: ports that orders name are handed on too, and new ones
+// are for the process that comes, not for the one that leaves.
+func TestUpgradeLocalPorts(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "begun")
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	ledger := func(port string) string {
+		return "callers: {a: [slow]}\n    localPorts: {ledger: " + port + "}\n  ledger: {address: '127.0.0.1:1', protocol: tcp, callers: {b: all}}"
+	}
+	var ports []string
+	for range 2 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		ports = append(ports, port)
+		l.Close()
+	}
+	s.orders(ledger(ports[0]), nil)
+	s.start()
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+"/slow", nil)
+	req.Host = "b"
+	res, err := s.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	s.upgrade(s.cmd.Process.Pid)
+	for i, port := range ports {
+		hash := s.orders(ledger(port)+" # "+port, nil)
+		s.until("both processes have the orders", func() bool { return strings.Count(s.said(), "hash="+hash) == 2 })
+		c, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err != nil {
+			t.Errorf("port %d: %v", i, err)
+			continue
+		}
+		c.Close()
+	}
+	if strings.Contains(s.said(), "refused") {
+		t.Errorf("something is refused\n%s", s.said())
 	}
 }
 

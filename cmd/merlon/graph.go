@@ -98,7 +98,7 @@ func arrowsOf(p *policy.Policy) []arrow {
 }
 
 func (a *arrow) label(all int) string {
-	label := strings.Join(a.Operations, ", ")
+	label := cmp.Or(strings.Join(a.Operations, ", "), merlon.TCP.String()) // which has none
 	if len(a.Operations) == all && all > 1 {
 		label = "all"
 	} else if len(a.Operations) > 4 {

@@ -325,7 +325,11 @@ func (u *ui) decided(r *record.Record) string {
 			mark, paint = "~", u.yellow
 		}
 	}
-	return paint(fmt.Sprintf("%s %3s %-13s", mark, statusText(r.Status), r.Verdict.Reason))
+	reason := string(r.Verdict.Reason)
+	if r.Verdict.Reason == merlon.ReasonAllowed && r.GRPC != "" {
+		reason = r.GRPC // what the service said: the status of HTTP is 200 whatever that is
+	}
+	return paint(fmt.Sprintf("%s %3s %-13s", mark, statusText(r.Status), printable(reason)))
 }
 
 // statusText is the status of an answer; a call whose caller went away has none.

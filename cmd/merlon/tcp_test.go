@@ -49,6 +49,9 @@ func TestUpTCP(t *testing.T) {
 	if !strings.Contains(out, "gate of batch") || !strings.Contains(out, "gate of ledger") {
 		t.Errorf("can:\n%s", out)
 	}
+	if out := s.must("graph"); !strings.Contains(out, `|"tcp"| n_ledger`) {
+		t.Errorf("graph:\n%s", out)
+	}
 	s.fails(3, []string{"can", "a -> ledger"}, "no_rule")
 	if out := s.must("status"); !strings.Contains(out, "ledger: batch") {
 		t.Errorf("status:\n%s", out)

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"merlon"
+	"merlon/gate/grpc"
 	"merlon/record"
 )
 
@@ -116,7 +117,8 @@ func remember(r *record.Record) topCall {
 		end:    r.Time + r.Duration,
 		took:   r.Duration,
 		denied: !allowed,
-		failed: allowed && (r.Status >= 500 || r.Status == 0 || r.Verdict.Reason != merlon.ReasonAllowed && !r.Verdict.Shadow),
+		failed: allowed && (r.Status >= 500 || r.Status == 0 || r.Verdict.Reason != merlon.ReasonAllowed && !r.Verdict.Shadow ||
+			r.GRPC != "" && grpc.Named(r.GRPC).Class() == 5),
 	}
 }
 

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -204,6 +206,7 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 	if s.endpoint != "" {
 		u.printf("\n%s\n", u.dim("Workload API: SPIFFE_ENDPOINT_SOCKET="+s.endpoint))
 	}
+	u.localPorts(in)
 	u.printf("\n%s\n", u.dim("What the intent allows, and what it does not (what to expect is behind the #):"))
 	for _, t := range tries(in, s.dir, s.state, outbound(gates)) {
 		u.printf("\n  %s\n  %s\n", u.dim("# "+t.About), t.Command)
@@ -212,14 +215,30 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 	u.printf("%s\n", u.dim("Log: "+relative(s.logFile)+" · stop with Ctrl-C"))
 }
 
+// localPorts says where services reach those that speak TCP.
+func (u *ui) localPorts(in *merlon.Intent) {
+	var rows [][]string
+	for i := range in.Services {
+		s := &in.Services[i]
+		for _, name := range slices.Sorted(maps.Keys(s.LocalPorts)) {
+			rows = append(rows, []string{u.bold(s.Name) + " -> " + name, fmt.Sprintf("127.0.0.1:%d", s.LocalPorts[name])})
+		}
+	}
+	if len(rows) > 0 {
+		u.printf("\n")
+		u.table("  ", append([][]string{{u.dim("calls over tcp"), u.dim("local port")}}, rows...))
+	}
+}
+
 // whatRuns is the banner for programs.
 func (s *system) whatRuns(in *merlon.Intent, r *control.Result) any {
 	type place struct {
-		Place string `json:"place"`
-		App   string `json:"app,omitzero"`
-		In    string `json:"in"`
-		Out   string `json:"out,omitzero"`
-		Local string `json:"local,omitzero"` // which processes of this host may call through Out
+		Place string            `json:"place"`
+		App   string            `json:"app,omitzero"`
+		In    string            `json:"in"`
+		Out   string            `json:"out,omitzero"`
+		Local string            `json:"local,omitzero"` // which processes of this host may call through Out
+		Ports map[string]uint16 `json:"ports,omitzero"` // of 127.0.0.1: where it reaches services that speak TCP
 	}
 	gates := s.running()
 	var all []place
@@ -230,7 +249,7 @@ func (s *system) whatRuns(in *merlon.Intent, r *control.Result) any {
 		}
 		row := place{Place: p.String(), In: g.in, Out: g.out}
 		if svc := in.Service(p.Service); svc != nil {
-			row.App, row.Local = first(svc.Addresses), g.local.String()
+			row.App, row.Local, row.Ports = first(svc.Addresses), g.local.String(), svc.LocalPorts
 		}
 		all = append(all, row)
 	}

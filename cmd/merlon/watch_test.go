@@ -93,8 +93,14 @@ func TestSummarize(t *testing.T) {
 	denied.Status, denied.Verdict = 403, merlon.Verdict{Reason: merlon.ReasonNoRule}
 	add(3, denied)
 	add(2, record.Record{Status: 400})
+	rpc := record.Record{Caller: "web", CallerKind: "workload", Service: "pay", Operation: "Charge", Status: 200, Verdict: allow}
+	for _, status := range []string{"OK", "NOT_FOUND", "UNAVAILABLE"} {
+		rpc.GRPC = status
+		add(1, rpc)
+	}
 	got := fmt.Sprintf("%+v", summarize(calls, time.Time{}, time.Time{}).Rows)
 	const want = "[{Caller:web CallerKind:workload Service:orders Operation:list Calls:105 Denied:3 Failed:1 P50:49 P95:95 P99:99}" +
+		" {Caller:web CallerKind:workload Service:pay Operation:Charge Calls:3 Denied:0 Failed:1 P50:1 P95:1 P99:1}" +
 		" {Caller:nobody CallerKind: Service: Operation: Calls:2 Denied:2 Failed:0 P50:0 P95:0 P99:0}]"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)

@@ -9,6 +9,7 @@ package grpc
 
 import (
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -46,6 +47,14 @@ func (c Code) String() string {
 		return codes[c]
 	}
 	return codes[Unknown]
+}
+
+// Named is the code with a registered name; Unknown for any other.
+func Named(name string) Code {
+	if i := slices.Index(codes[:], name); i >= 0 {
+		return Code(i)
+	}
+	return Unknown
 }
 
 // ParseCode reads the value of grpc-status. What is no known code is Unknown,

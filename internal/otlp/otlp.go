@@ -39,7 +39,7 @@ type Span struct {
 	}
 	// Attributes are used as far as they have a key, and as far as they have a
 	// value.
-	Attributes [16]Attribute
+	Attributes [20]Attribute
 }
 
 // Attribute is a property of a span: a text, or else a number.

@@ -20,7 +20,7 @@ import (
 var example = Span{
 	Trace: [16]byte{1, 2, 15: 16}, ID: [8]byte{7: 1}, Parent: [8]byte{7: 2}, Flags: 1, Kind: Client,
 	Name: "orders.list", Start: 1_700_000_000_000_000_001, End: 1_700_000_000_500_000_000, Failed: true,
-	Attributes: [16]Attribute{
+	Attributes: [20]Attribute{
 		{Key: "http.request.method", Text: "GET"},
 		{Key: "http.response.status_code", Number: 502},
 		{Key: "absent"},
