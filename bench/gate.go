@@ -57,7 +57,7 @@ func startPortable(h *hop) (*process, error) {
 
 // otherBuild is the gate as it was, for instance.
 func otherBuild(file string) *peer {
-	return &peer{name: ours + ", other build", svid: true, lacks: gateLacks, start: func(h *hop) (*process, error) { return h.gate(file) }}
+	return &peer{name: ours + ", " + filepath.Base(file), svid: true, lacks: gateLacks, start: func(h *hop) (*process, error) { return h.gate(file) }}
 }
 
 // gate starts a gate: at the edge, or beside the service that calls (what it

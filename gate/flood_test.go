@@ -336,7 +336,7 @@ func TestClass10FloodsOfTheGateway(t *testing.T) {
 	if portable {
 		return // its buffers are the same in number, but for one of each idle connection
 	}
-	t.Parallel()
+	// Not at the same time as tests that have certificates of seconds.
 	v := startVictim(t)
 	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: "shop.example"}, ForceAttemptHTTP2: true}
 	t.Cleanup(tr.CloseIdleConnections)

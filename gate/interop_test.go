@@ -1,11 +1,8 @@
 package gate_test
 
 import (
-	"bufio"
 	"context"
-	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -130,7 +127,7 @@ func TestInterop(t *testing.T) {
 			if strings.HasPrefix(name, "orca") { // the balancer that the test is about
 				cmd.Args = append(cmd.Args, `--service_config_json={"loadBalancingConfig":[{"test_backend_metrics_load_balancer":{}}]}`)
 			}
-			cmd.Env = append(os.Environ(), "HTTPS_PROXY=http://"+connectProxy(t, e.out["app"]))
+			cmd.Env = append(os.Environ(), "HTTPS_PROXY=http://"+e.out["app"])
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Errorf("%v\n%s", err, out)
 			}
@@ -149,34 +146,4 @@ func TestInterop(t *testing.T) {
 			}
 		}
 	}
-}
-
-// connectProxy is a proxy that leads every CONNECT to one address.
-func connectProxy(t testing.TB, address string) string {
-	l := listen(t)
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				r := bufio.NewReader(c)
-				if _, err := http.ReadRequest(r); err != nil {
-					return
-				}
-				up, err := net.Dial("tcp", address)
-				if err != nil {
-					return
-				}
-				defer up.Close()
-				io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
-				go io.Copy(up, r)
-				io.Copy(c, up)
-			}()
-		}
-	}()
-	return l.Addr().String()
 }

@@ -43,6 +43,7 @@ type metrics struct {
 	accepted, handshakes [positions]atomic.Uint64 // connections that came, and that failed to prove who they are
 	swaps, refused       atomic.Uint64            // orders put in force, and not
 	defects, turnedAway  atomic.Uint64            // connections that met a defect, and for which there was no room
+	ended                cell                     // outcomes of tunnels
 	mu                   sync.Mutex
 	cells                map[cellName]*cell
 }
@@ -241,14 +242,18 @@ func (s *series) open(at Position, number, party int) *cell {
 	return c
 }
 
+// cell is where the call at hand is counted.
+func (c *conn) cell() *cell {
+	if c.x.f == nil {
+		return c.g.metrics.none.cell(&c.x)
+	}
+	return c.x.f.series.cell(&c.x)
+}
+
 // count counts the call that r is the record of.
 func (c *conn) count(r *record.Record) {
-	x, s := &c.x, c.g.metrics.none
-	if x.f != nil {
-		s = x.f.series
-	}
-	to := s.cell(x)
-	class := x.class(r.Status)
+	to := c.cell()
+	class := c.x.class(r.Status)
 	verdict := "deny"
 	if r.Verdict.Effect == merlon.Allow {
 		verdict = "allow"
@@ -287,6 +292,17 @@ func (p *stripe) observe(r *record.Record) {
 	}
 	p.buckets[bucket].Add(1)
 	p.nanos.Add(uint64(max(r.Duration, 0)))
+	p.moved(r)
+}
+
+// count counts what went through a tunnel and how it ended, of which r is the
+// record; that it was opened has been counted.
+func (t *tunnel) count(r *record.Record) {
+	t.cell.stripe(t.c).moved(r)
+	t.c.g.metrics.ended.outcome(r.Verdict.Effect.String(), r.Verdict.Reason, 0).n.Add(1)
+}
+
+func (p *stripe) moved(r *record.Record) {
 	if r.BytesIn > 0 {
 		p.in.Add(uint64(r.BytesIn))
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"math"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -366,4 +367,25 @@ func TestMetricsMeanwhile(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
+}
+
+// TestTunnelMetrics: a tunnel is one call, is open while it is, and leaves its
+// bytes.
+func TestTunnelMetrics(t *testing.T) {
+	t.Parallel()
+	e := startTCP(t, nil)
+	place := merlon.Place{Service: "web"}
+	c, r := e.local()
+	expect(t, r, "ledger ready\n")
+	const who = `{place="web",at="out",service="ledger",operation="",caller="web"`
+	e.counts(place, "merlon_requests_total"+who+`,verdict="allow",reason="allowed",status="2xx"}`, 1)
+	e.counts(place, `merlon_tunnels{place="web",at="out"}`, 1)
+	io.WriteString(c, "hello")
+	c.(*net.TCPConn).CloseWrite()
+	expect(t, r, "hellobye")
+	e.counts(place, `merlon_tunnels{place="web",at="out"}`, 0)
+	e.counts(place, `merlon_tunnels_ended_total{place="web",verdict="allow",reason="allowed"}`, 1)
+	e.counts(place, "merlon_request_body_bytes_total"+who+"}", 5)
+	e.counts(place, "merlon_response_body_bytes_total"+who+"}", float64(len("ledger ready\nhellobye")))
+	e.counts(place, "merlon_requests_total"+who+`,verdict="allow",reason="allowed",status="2xx"}`, 1)
 }

@@ -96,6 +96,8 @@ func (p *pay) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, frame("half")[:7])
 			flush()
 			panic(http.ErrAbortHandler)
+		case ask == "": // a message of protobuf
+			io.WriteString(w, frame(""))
 		default:
 			fmt.Fprint(w, frame(fmt.Sprintf("%s %s %s", ask, r.Header.Get("Content-Type"), r.Header.Get("Te"))))
 		}
@@ -114,8 +116,8 @@ func (p *pay) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			flush()
 		}
 	case "/pay.Pay/Watch":
-		io.Copy(io.Discard, r.Body)
-		io.WriteString(w, frame("first"))
+		ask, _ := unframe(r.Body)
+		io.WriteString(w, frame(ask))
 		flush()
 		<-r.Context().Done()
 		return
@@ -136,10 +138,15 @@ func serveBoth(t testing.TB, h http.Handler) string {
 	return l.Addr().String()
 }
 
+func paySetup(t testing.TB, p *pay) setup {
+	return setup{files: rpcFiles, apps: map[string]http.Handler{"web": echo("web")}, addresses: map[string]string{"pay": serveBoth(t, p)}}
+}
+
 func startPay(t testing.TB, bounds gate.Bounds, apps ...func(*setup)) (*estate, *pay) {
 	t.Helper()
 	p := new(pay)
-	s := setup{files: rpcFiles, bounds: bounds, apps: map[string]http.Handler{"web": echo("web")}, addresses: map[string]string{"pay": serveBoth(t, p)}}
+	s := paySetup(t, p)
+	s.bounds = bounds
 	for _, change := range apps {
 		change(&s)
 	}
@@ -652,5 +659,52 @@ func TestRPCWeb(t *testing.T) {
 				t.Errorf("%s: %.100q, %+v", test.name, got, a)
 			}
 		}
+	}
+}
+
+// TestConnectIsNoWayAround: who asks for a proxy to a service that speaks HTTP
+// gets the gate itself, which decides every request as if it had come without.
+func TestConnectIsNoWayAround(t *testing.T) {
+	t.Parallel()
+	var stranger atomic.Bool
+	e, _ := startPay(t, gate.Bounds{}, func(s *setup) {
+		s.own = func(net.Conn) error {
+			if stranger.Load() {
+				return errors.New("a stranger")
+			}
+			return nil
+		}
+	})
+	const ask = "POST /pay.Pay/%s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/grpc\r\nContent-Length: 7\r\nTE: trailers\r\n\r\n\x00\x00\x00\x00\x0210"
+	w := newWire(t, dial(t, e.out["web"]))
+	for _, test := range []struct {
+		request      string
+		status, code string
+	}{
+		{"CONNECT pay:80 HTTP/1.1\r\nHost: pay:80\r\n\r\n", "200", ""},
+		{fmt.Sprintf(ask, "Charge", "pay:80"), "200", "0"},
+		{fmt.Sprintf(ask, "Refund", "pay:80"), "200", "7"},
+		{fmt.Sprintf(ask, "Charge", "other"), "200", "12"},
+		{"CONNECT pay:80 HTTP/1.1\r\nHost: pay:80\r\n\r\n", "200", ""},
+		{fmt.Sprintf(ask, "Charge", "pay"), "200", "0"},
+		{"CONNECT other:80 HTTP/1.1\r\nHost: other:80\r\n\r\n", "404", ""},
+	} {
+		w.send(test.request)
+		method, _, _ := strings.Cut(test.request, " ")
+		res, err := http.ReadResponse(w.r, &http.Request{Method: method})
+		if err != nil {
+			t.Fatalf("%.40q: %v", test.request, err)
+		}
+		a := rpcAnswer{http: res.StatusCode}
+		if method != "CONNECT" {
+			a = readRPC(res)
+		}
+		if fmt.Sprint(a.http) != test.status || a.code != test.code {
+			t.Errorf("%.40q: %+v", test.request, a)
+		}
+	}
+	stranger.Store(true)
+	if a := newWire(t, dial(t, e.out["web"])).ask("CONNECT pay:80 HTTP/1.1\r\nHost: pay:80\r\n\r\n"); a.status != 403 || a.reason != "not_own_workload" {
+		t.Errorf("a stranger: %d %s", a.status, a.reason)
 	}
 }

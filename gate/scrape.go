@@ -51,6 +51,7 @@ type look struct {
 	cells    []*cell
 	conns    [positions]uint64
 	streams  [positions]uint64
+	tunnels  [positions]uint64
 	clusters []clusterLook
 	records  record.Stats
 	spans    otlp.Stats
@@ -75,6 +76,9 @@ func (g *Gate) look() *look {
 			l.conns[c.at]++
 		}
 	})
+	for _, t := range g.tunnels.all() {
+		l.tunnels[t.at]++
+	}
 	if l.force == nil {
 		return l
 	}
@@ -124,6 +128,10 @@ var families = [...]struct {
 	{"merlon_streams", exposition.Gauge, "Streams of HTTP/2 with a call in progress.", func(l *look, w *exposition.Writer) {
 		l.each(w, func(at Position) uint64 { return l.streams[at] })
 	}},
+	{"merlon_tunnels", exposition.Gauge, "Tunnels that are open: WebSockets, and connections to services that speak TCP.", func(l *look, w *exposition.Writer) {
+		l.each(w, func(at Position) uint64 { return l.tunnels[at] })
+	}},
+	{"merlon_tunnels_ended_total", exposition.Counter, "Tunnels that have ended.", (*look).tunnelsEnded},
 	{"merlon_connections_accepted_total", exposition.Counter, "Connections of clients that came.", func(l *look, w *exposition.Writer) {
 		l.each(w, func(at Position) uint64 { return l.g.metrics.accepted[at].Load() })
 	}},
@@ -222,6 +230,14 @@ func (l *look) requests(w *exposition.Writer) {
 			for _, o := range *all {
 				w.Count(c.labels.With("verdict", o.verdict, "reason", string(o.reason), "status", classText(o.class)), o.n.Load())
 			}
+		}
+	}
+}
+
+func (l *look) tunnelsEnded(w *exposition.Writer) {
+	if all := l.g.metrics.ended.outcomes.Load(); all != nil {
+		for _, o := range *all {
+			w.Count(l.place.With("verdict", o.verdict, "reason", string(o.reason)), o.n.Load())
 		}
 	}
 }

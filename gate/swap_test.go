@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"merlon"
+	"merlon/gate"
 	"merlon/intent"
 )
 
@@ -257,7 +258,7 @@ func TestClass17DenyReachesUploads(t *testing.T) {
 func TestClass18RotationUnderLoad(t *testing.T) {
 	t.Parallel()
 	const life = 3 * time.Second
-	e := setup{apps: shopApps(), lifetime: life}.start(t, strings.Replace(shop, "hosts: [shop.example]", "hosts: [shop.example]\n  certificate: none", 1))
+	e := setup{apps: shopApps(), lifetime: life, bounds: gate.Bounds{Connect: 30 * time.Second}}.start(t, strings.Replace(shop, "hosts: [shop.example]", "hosts: [shop.example]\n  certificate: none", 1))
 	end := time.Now().Add(life + life/2) // the first certificates are over by then
 	var wg sync.WaitGroup
 	var calls atomic.Int64

@@ -41,6 +41,16 @@ func (x *exchange) wantsTunnel() bool {
 
 func (x *exchange) connects() bool { return x.req.Method == "CONNECT" }
 
+var connected = []byte("HTTP/1.1 200 Connection Established\r\n\r\n")
+
+// asksForProxy reports whether the gate's own service asks by CONNECT for the way
+// to one that speaks HTTP, as clients of gRPC do that know of a proxy. The gate
+// is at the end of it itself: every request that comes then is decided like any
+// other, and CONNECT is no call.
+func (x *exchange) asksForProxy() bool {
+	return x.at == Outbound && x.connects() && x.verdict.Reason == ReasonTunnel && !x.service.External
+}
+
 func (x *exchange) upgrades() bool { return strings.EqualFold(x.req.Upgrade, websocket) }
 
 // upgrade refuses a WebSocket that the operation does not offer, and a handshake
@@ -119,8 +129,10 @@ type tunnel struct {
 	c      *conn
 	up     *upstream.Conn
 	active atomic.Int64 // when a byte last came, either way, on the gate's clock
-	down   flow         // to the client
-	back   flow         // from the client
+	at     Position
+	cell   *cell // in which its bytes are counted
+	down   flow  // to the client
+	back   flow  // from the client
 
 	mu   sync.Mutex
 	cut  failure // why it was ended, by the first who did
@@ -159,9 +171,9 @@ func (c *conn) tunnel(up *upstream.Conn) bool {
 	c.x.keep()
 	c.x.detail = "tunnel opened"
 	c.record(c.res.Status, 0)
+	t := &tunnel{c: c, up: up, at: c.at, cell: c.cell()}
 	c.shed(up)
 
-	t := &tunnel{c: c, up: up}
 	t.active.Store(c.g.clock.Nanos())
 	t.down = flow{t: t, from: up.Conn, to: c.net, source: "service", watch: &c.watch}
 	t.back = flow{t: t, from: c.net, to: up.Conn, source: "client", watch: &c.bodyWatch}
@@ -405,6 +417,10 @@ func (t *tunnel) prove(own func(net.Conn) error) {
 	}
 }
 
+// TunnelEnded begins the detail of the second record of a tunnel, so that who
+// counts calls can tell it from the first.
+const TunnelEnded = "tunnel ended: "
+
 // end closes what the tunnel leads to, and records what became of it.
 func (t *tunnel) end() {
 	c := t.c
@@ -434,9 +450,10 @@ func (t *tunnel) end() {
 	}
 	c.giveBack(t.up, false)
 	r := &c.rec
-	r.Verdict, r.Detail = verdict, "tunnel ended: "+why.cause.Error()
+	r.Verdict, r.Detail = verdict, TunnelEnded+why.cause.Error()
 	r.BytesIn, r.BytesOut = t.back.bytes.Load(), t.down.bytes.Load()
 	r.Duration = int64(time.Since(c.x.start))
+	t.count(r)
 	if err := c.g.cfg.Records.Add(r); err != nil {
 		c.g.cfg.Log.Error("the end of a tunnel could not be recorded", "request", r.ID, "error", err)
 	}

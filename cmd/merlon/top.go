@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"merlon"
+	"merlon/gate"
 	"merlon/gate/grpc"
 	"merlon/record"
 )
@@ -106,7 +108,7 @@ type TopRow struct {
 
 // counted reports whether the record is the one at which a call is counted.
 func (f *chosen) counted(r *record.Record) bool {
-	return f.match(r) && (f.place != "" || r.At != "in" || r.Verdict.Effect != merlon.Allow)
+	return f.match(r) && !strings.HasPrefix(r.Detail, gate.TunnelEnded) && (f.place != "" || r.At != "in" || r.Verdict.Effect != merlon.Allow)
 }
 
 // remember is what top needs to know of a record.
