@@ -23,7 +23,7 @@ func whole() Record {
 		Verdict: merlon.Verdict{Effect: merlon.Allow, Reason: merlon.ReasonNoRule, Pos: merlon.Pos{File: "merlon.yaml", Line: 12, Column: 5}, Rule: "orders: web", Shadow: true},
 		Detail:  "no rule", Upstream: "10.0.0.7:7002", Intent: strings.Repeat("ab", 32),
 		Duration: 1234567, BytesIn: 12, BytesOut: 345,
-		Trace: "0af7651916cd43dd8448eb211c80319c",
+		Trace: "0af7651916cd43dd8448eb211c80319c", GRPC: "PERMISSION_DENIED",
 	}
 }
 
