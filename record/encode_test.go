@@ -19,7 +19,7 @@ func whole() Record {
 		Seq: 7, Time: 1795315477787255191, ID: "01JD7Z", Place: "gate of orders", At: "in",
 		Caller: "web", CallerKind: "workload", Subject: "spiffe://shop.example/web", Client: "192.0.2.7:4711",
 		Service: "orders", Operation: "createOrder", Method: "POST", Host: "shop.example", Path: "/orders/7",
-		Query: "page=2", Status: 201, GRPC: "PERMISSION_DENIED",
+		Query: "page=2", Status: 201,
 		Verdict: merlon.Verdict{Effect: merlon.Allow, Reason: merlon.ReasonNoRule, Pos: merlon.Pos{File: "merlon.yaml", Line: 12, Column: 5}, Rule: "orders: web", Shadow: true},
 		Detail:  "no rule", Upstream: "10.0.0.7:7002", Intent: strings.Repeat("ab", 32),
 		Duration: 1234567, BytesIn: 12, BytesOut: 345,
