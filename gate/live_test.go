@@ -3,7 +3,6 @@ package gate_test
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"flag"
 	"fmt"
 	"io"
@@ -18,8 +17,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	xhttp2 "golang.org/x/net/http2"
 
 	"merlon"
 	"merlon/gate"
@@ -474,9 +471,10 @@ func TestSystemCalls(t *testing.T) {
 	const streams = 16
 	count = countCalls(t, conns*calls, func(addr string, all *sync.WaitGroup) {
 		for range conns / streams {
-			tr := &xhttp2.Transport{AllowHTTP: true, DialTLSContext: func(context.Context, string, string, *tls.Config) (net.Conn, error) {
+			tr := &http.Transport{MaxConnsPerHost: 1, Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) {
 				return net.Dial("tcp", addr)
 			}}
+			tr.Protocols.SetUnencryptedHTTP2(true)
 			t.Cleanup(tr.CloseIdleConnections)
 			for range streams {
 				all.Go(func() {
