@@ -414,7 +414,7 @@ func (x *exchange) begin() {
 	}
 	x.service, x.operation, x.limited, x.detail, x.upstream, x.status, x.bytesIn = nil, nil, nil, "", "", 0, 0
 	x.verdict = merlon.Verdict{}
-	x.kind, x.lasting, x.events, x.web, x.deadline, x.coded = grpc.None, false, false, false, 0, false
+	x.kind, x.events, x.web, x.deadline, x.coded = grpc.None, false, false, 0, false
 	x.start = time.Now()
 	x.id = ""
 	if x.at == Inbound {

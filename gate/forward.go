@@ -130,7 +130,7 @@ func (c *conn) send(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, fail
 	if !c.sendsWhole() {
 		return up, c.sendStream(up)
 	}
-	if c.x.lasting {
+	if c.x.lasting() {
 		c.moved.Store(c.g.clock.Nanos())
 		_, err = up.Write(c.out)
 	} else {
@@ -224,7 +224,7 @@ func (c *conn) readHead(up *upstream.Conn) failure {
 // fillHead reads the next piece of a head. The time for it is running already,
 // unless nobody knows when the first message of an answer comes.
 func (c *conn) fillHead(up *upstream.Conn) error {
-	if c.x.lasting {
+	if c.x.lasting() {
 		return c.await()
 	}
 	return c.up.fill()

@@ -107,7 +107,7 @@ func (s *stream) ended() error {
 // for the body. It reports whether the whole body was sent before.
 func (s *stream) answered() bool {
 	s.begun.Store(true)
-	s.c.bodyWatch.restart(s.c.g, s.up.Conn, s.c.x.stall(s.c.x.lasting), busy)
+	s.c.bodyWatch.restart(s.c.g, s.up.Conn, s.c.x.stall(s.c.x.lasting()), busy)
 	if s.last.Load() {
 		// An answer can be quicker than the goroutine that has just written the
 		// end of the body; the connection would be closed for nothing.
@@ -191,7 +191,7 @@ func (s *stream) check(data []byte, done bool) (_ []byte, err error) {
 			return nil, fmt.Errorf("%w: %w", errClientBody, grpc.ErrText)
 		}
 	}
-	if x.kind == grpc.None || !x.lasting {
+	if x.kind == grpc.None || !x.lasting() {
 		if s.room -= int64(len(data)); s.room < 0 {
 			return nil, errBodyTooLarge
 		}
@@ -214,12 +214,12 @@ func (s *stream) write(out []byte) error {
 		return nil
 	}
 	bound := c.x.within(c.x.service.Timeout)
-	if c.x.lasting {
+	if c.x.lasting() {
 		bound = c.x.stall(true)
 	}
 	c.bodyWatch.start(c.g, s.up.Conn, bound, busy)
 	if s.begun.Load() {
-		c.bodyWatch.restart(c.g, s.up.Conn, c.x.stall(c.x.lasting), busy)
+		c.bodyWatch.restart(c.g, s.up.Conn, c.x.stall(c.x.lasting()), busy)
 	}
 	switch _, err := s.up.Write(out); {
 	case err == nil:
@@ -235,18 +235,18 @@ func (s *stream) write(out []byte) error {
 func (s *stream) read(buf []byte) (int, error) {
 	c := s.c
 	for {
-		c.bodyWatch.start(c.g, &s.reads, c.x.stall(c.x.lasting), streaming)
+		c.bodyWatch.start(c.g, &s.reads, c.x.stall(c.x.lasting()), streaming)
 		if !c.x.stillAllowed() {
 			return 0, errRevoked
 		}
 		n, err := c.net.Read(buf)
 		switch {
 		case n > 0:
-			if c.x.lasting {
+			if c.x.lasting() {
 				c.moved.Store(c.g.clock.Nanos())
 			}
 			return n, nil
-		case err != nil && !c.goesOn(&c.bodyWatch, c.x.lasting):
+		case err != nil && !c.goesOn(&c.bodyWatch, c.x.lasting()):
 			return 0, errClientGone
 		}
 	}
