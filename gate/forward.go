@@ -84,8 +84,8 @@ func (c *conn) mayRetry(cluster *upstream.Cluster, up *upstream.Conn, f failure,
 	switch {
 	case up == nil || attempt > 1 || f.reason != ReasonUpstreamBroken || c.up.w > 0:
 		return false
-	case f.kind == upstream.Refused && (c.sendsWhole() || c.stream == nil):
-		return attempt == 0 || cluster.MayRetry()
+	case f.kind == upstream.Refused:
+		return (attempt == 0 || cluster.MayRetry()) && (c.stream == nil || c.stream.rewind())
 	case !c.sendsWhole():
 		return false
 	}
@@ -498,7 +498,10 @@ func (c *conn) sendStream(up *upstream.Conn) failure {
 	}
 	c.watch.start(c.g, up.Conn, c.x.within(0), answering)
 	c.moved.Store(c.g.clock.Nanos())
-	c.stream = newStream(c, up)
-	go c.stream.run()
+	if c.stream == nil {
+		c.stream = newStream(c, up)
+	} else {
+		c.stream.begin(up)
+	}
 	return c.readHead(up)
 }
