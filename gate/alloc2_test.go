@@ -170,10 +170,10 @@ func TestStreamsAllocateLittle(t *testing.T) {
 		most    float64
 	}{
 		{"to an application of HTTP/1.1", light, "web", false, 0},
-		{"to an application of HTTP/2", light2, "web", false, 3},
-		{"through two gates", light2, "web", true, 9},
+		{"to an application of HTTP/2", light2, "web", false, 2},
+		{"through two gates", light2, "web", true, 6},
 		{"gRPC", plain(rpcShop), "pay", false, 5},
-		{"gRPC through two gates", plain(rpcShop), "pay", true, 12},
+		{"gRPC through two gates", plain(rpcShop), "pay", true, 11},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			rpc := test.service == "pay"

@@ -115,12 +115,10 @@ func (s *stream) guarded() (err error) {
 
 // ended is why the body ended early, or nil.
 func (s *stream) ended() error {
-	select {
-	case <-s.done:
+	if s.over() {
 		return s.err
-	default:
-		return nil
 	}
+	return nil
 }
 
 // answered notes that the answer has begun, which gives the upstream more time
@@ -128,7 +126,7 @@ func (s *stream) ended() error {
 func (s *stream) answered() bool {
 	s.begun.Store(true)
 	s.c.bodyWatch.restart(s.c.g, s.up.Conn, s.c.x.stall(s.c.x.lasting()), busy)
-	if s.last.Load() {
+	if !s.over() && s.last.Load() {
 		// An answer can be quicker than the goroutine that has just written the
 		// end of the body; the connection would be closed for nothing.
 		select {
@@ -136,14 +134,20 @@ func (s *stream) answered() bool {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+	return s.over() && s.err == nil
+}
+
+// over reports whether the goroutine has ended.
+func (s *stream) over() bool {
 	select {
 	case <-s.done:
-		return s.err == nil
+		return true
 	default:
 		return false
 	}
 }
 
+// copy sends the body from where it was left.
 func (s *stream) copy() error {
 	if err := s.write(s.first); err != nil { // what another upstream has refused
 		return err
@@ -301,14 +305,13 @@ func (s *stream) finish() bool {
 
 // halt ends the goroutine, if it has not ended.
 func (s *stream) halt() {
-	select {
-	case <-s.done:
-	default:
-		c, up := s.c, s.up
-		c.bodyWatch.end()
-		<-s.done
-		c.bodyWatch.reset()
-		c.net.SetDeadline(noDeadline)
-		up.SetDeadline(noDeadline)
+	if s.over() {
+		return
 	}
+	c, up := s.c, s.up
+	c.bodyWatch.end()
+	<-s.done
+	c.bodyWatch.reset()
+	c.net.SetDeadline(noDeadline)
+	up.SetDeadline(noDeadline)
 }
