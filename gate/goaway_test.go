@@ -2,6 +2,7 @@ package gate_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -13,9 +14,12 @@ import (
 	"time"
 
 	xhttp2 "golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
+
+	"merlon"
 )
 
 // halting is a body that comes in two pieces, the second after more.
@@ -244,4 +248,52 @@ func (asIs) Marshal(v any) (mem.BufferSlice, error) { return v.(mem.BufferSlice)
 func (asIs) Unmarshal(b mem.BufferSlice, v any) error {
 	*v.(*mem.BufferSlice) = mem.BufferSlice{mem.SliceBuffer(b.Materialize())}
 	return nil
+}
+
+// TestUpstreamHTTP2Drain: a gate that leaves lets the streams to its upstreams
+// end, and tells them that no more will come.
+func TestUpstreamHTTP2Drain(t *testing.T) {
+	t.Parallel()
+	begun, release, closed := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	addr := scripted2(t, func(n int, f *frames2) {
+		defer close(closed)
+		f.each(func(id uint32) {
+			f.block.Reset()
+			f.enc.WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
+			f.WriteHeaders(xhttp2.HeadersFrameParam{StreamID: id, BlockFragment: f.block.Bytes(), EndHeaders: true})
+			f.WriteData(id, false, []byte("first "))
+			close(begun)
+			<-release
+			f.WriteData(id, true, []byte("last"))
+		})
+	})
+	e := setup{addresses: map[string]string{"web": addr}}.start(t, shop2)
+	res, err := e.client2().Get("https://shop.example/pages/1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	<-begun
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	drained := make(chan error, 1)
+	go func() { drained <- e.gates[merlon.Edge].Drain(ctx) }()
+	until(t, "the gate to leave", func() bool {
+		nc, err := net.Dial("tcp", e.edge)
+		if err == nil {
+			nc.Close()
+		}
+		return err != nil
+	})
+	close(release)
+	if text, err := io.ReadAll(res.Body); string(text) != "first last" || err != nil {
+		t.Errorf("%q %v", text, err)
+	}
+	if err := <-drained; err != nil {
+		t.Error(err)
+	}
+	if err := e.gates[merlon.Place{Service: "web"}].Drain(ctx); err != nil {
+		t.Error(err)
+	}
+	<-closed
 }
