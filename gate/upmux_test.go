@@ -17,6 +17,7 @@ import (
 	xhttp2 "golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
+	"merlon"
 	"merlon/gate"
 	"merlon/internal/nginxtest"
 )
@@ -302,6 +303,13 @@ func TestUpstreamHTTP2Nginx(t *testing.T) {
 		})
 	}
 	all.Wait()
+	if t.Failed() {
+		for _, r := range e.peek(merlon.Place{Service: "web"}) {
+			if r.Verdict.Reason == "upstream_broken" {
+				t.Log(r.Detail)
+			}
+		}
+	}
 }
 
 // scripted2 is an upstream of HTTP/2 made of x/net's framer. serve gets each
