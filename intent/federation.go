@@ -20,7 +20,7 @@ func (e *estate) resolvePartners(rec *recorder) {
 		byID := p.profile != nil && p.profile.text == "https_spiffe"
 		switch {
 		case byID && p.id == nil && !p.badID:
-			e.report.at(*p.profile, codeContradiction, "write endpointID: spiffe://"+p.TrustDomain+"/..., as the partner says", "https_spiffe needs the key %q", "endpointID")
+			e.report.at(*p.profile, codeContradiction, "write endpointID: spiffe://"+p.TrustDomain+"/..., as the partner says", "%q says nothing without endpointID", p.profile.text)
 		case !byID && p.id != nil:
 			e.report.at(*p.id, codeContradiction, "write profile: https_spiffe, or remove endpointID", "an endpoint of https_web proves its host name, not a SPIFFE ID")
 		case byID && p.id != nil:
@@ -44,7 +44,7 @@ func (e *estate) resolveEndpoint(p *partnerDef) {
 	of := merlon.ForeignDomain(strings.TrimPrefix(p.EndpointID, "spiffe://"))
 	switch {
 	case of == p.TrustDomain && p.file == nil:
-		e.report.at(*p.id, codeContradiction, "write first: FILE, with the bundle that the partner gave you", "an endpoint with an SVID of %s needs the key %q", of, "first")
+		e.report.at(*p.id, codeContradiction, "write first: FILE, with the bundle that the partner gave you", "%q cannot be verified without a first bundle of its trust domain", clip(p.EndpointID))
 	case of != p.TrustDomain && e.partner(of) == nil && !e.unsure(of):
 		e.report.at(*p.id, codeNothing, "name an ID of "+p.TrustDomain+", or add "+of+" to the federation", "nothing verifies an SVID of %q", clip(of))
 	}
