@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -259,11 +260,14 @@ func parseSVIDs(message []byte, id string, now time.Time) (*fetched, error) {
 			if err != nil {
 				return err
 			}
-			name, ok := strings.CutPrefix(string(entry[1]), "spiffe://")
-			if _, own := inTrustDomain(id, name); !ok || own {
-				return nil // what is our own comes with the SVID alone
+			td, err := spiffeid.TrustDomainFromString(string(entry[1]))
+			if err != nil {
+				return err
 			}
-			out.foreign[name], err = rootPool(entry[2])
+			if _, own := inTrustDomain(id, td.Name()); own {
+				return nil // what verifies our own comes with the SVID alone
+			}
+			out.foreign[td.Name()], err = rootPool(entry[2])
 			return err
 		}
 		return nil
