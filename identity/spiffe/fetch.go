@@ -29,7 +29,7 @@ const (
 	maxResponse = 4 << 20 // bytes of one message
 	maxSVIDs    = 64
 	firstRetry  = 100 * time.Millisecond
-	mostRetry   = 30 * time.Second
+	mostRetry   = 5 * time.Second
 )
 
 // Fetched is the SVID of one workload as a Workload API gives it (SPIFFE
