@@ -122,7 +122,8 @@ var conns = sync.Pool{New: func() any { return new(conn) }}
 
 // serveConn owns nc until it is closed.
 func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr, perClient bool, port uint16) {
-	c := g.newConn(nc, at, peer{addr: client, client: client.String()})
+	c := g.newConn(nc, at)
+	c.peer.addr, c.peer.client = client, client.String()
 	c.port = port
 	c.counted = perClient
 	defer c.end()
@@ -163,9 +164,9 @@ func (c *conn) serveHTTP1() {
 }
 
 // newConn takes the memory that a connection needs.
-func (g *Gate) newConn(nc net.Conn, at Position, p peer) *conn {
+func (g *Gate) newConn(nc net.Conn, at Position) *conn {
 	c := conns.Get().(*conn)
-	c.g, c.at, c.net, c.peer = g, at, nc, p
+	c.g, c.at, c.net = g, at, nc
 	_, c.lane = nc.(*lane)
 	c.in = reader{conn: nc}
 	c.x.g, c.x.at, c.x.peer, c.x.req = g, at, &c.peer, &c.req

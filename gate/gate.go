@@ -116,6 +116,7 @@ type Gate struct {
 	tunnels  tunnels
 	ports    ports
 	runners  runners
+	tidy     tidy
 	swapping sync.Mutex
 	leaving  atomic.Bool   // answers say that their connections end
 	draining atomic.Bool   // and connections end when they are idle
@@ -201,6 +202,7 @@ func (g *Gate) serve(l net.Listener, at Position, port uint16) error {
 			nc.Close()
 			continue
 		}
+		g.tidy.opened.Add(1)
 		go g.serveConn(nc, at, client, perClient, port)
 	}
 }

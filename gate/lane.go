@@ -89,7 +89,8 @@ func (l *lane) run() {
 
 func (l *lane) call() {
 	g, at := l.m.c.g, l.m.c.at
-	c := g.newConn(l, at, l.peer)
+	c := g.newConn(l, at)
+	c.peer = l.peer
 	c.counted = at == AtEdge
 	defer c.end()
 	if !g.open.add(c) {

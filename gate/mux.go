@@ -72,7 +72,10 @@ var muxes = sync.Pool{New: func() any {
 	return m
 }}
 
-// speaksHTTP2 reports whether HTTP/2 was agreed upon (RFC 9113 3.2).
+// speaksHTTP2 reports whether HTTP/2 was agreed upon (RFC 9113 3.2). What it asks
+// for that is large, and the frame of its caller lasts as long as the connection.
+//
+//go:noinline
 func (c *conn) speaksHTTP2() bool {
 	secure, ok := c.net.(*tls.Conn)
 	return ok && secure.ConnectionState().NegotiatedProtocol == "h2"

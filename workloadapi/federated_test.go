@@ -173,6 +173,26 @@ func certOf(t *testing.T, a *authority.Authority) *x509.Certificate {
 	return cert
 }
 
+// listener keeps what a client reports.
+type listener struct {
+	mu   sync.Mutex
+	said []string
+}
+
+func (l *listener) hear(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.said = append(l.said, err.Error())
+	}
+}
+
+func (l *listener) heard(what string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(strings.Join(l.said, "\n"), what)
+}
+
 // TestFetch: our own client follows renewals, another bundle, and the end and
 // return of the server, and keeps what it has meanwhile.
 func TestFetch(t *testing.T) {
@@ -184,25 +204,12 @@ func TestFetch(t *testing.T) {
 	t.Cleanup(func() { ours.Close() })
 	f := &federation{changed: make(chan struct{})}
 	path := socketPath(t)
-	var mu sync.Mutex
-	var said []string
-	report := func(err error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if err != nil {
-			said = append(said, err.Error())
-		}
-	}
-	heard := func(what string) bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return strings.Contains(strings.Join(said, "\n"), what)
-	}
+	l := &listener{}
 	until := func(what string, ok func() bool) {
 		t.Helper()
 		for ctx := within(t); !ok(); time.Sleep(time.Millisecond) {
 			if ctx.Err() != nil {
-				t.Fatalf("never: %s\n%s", what, said)
+				t.Fatalf("never: %s", what)
 			}
 		}
 	}
@@ -211,13 +218,13 @@ func TestFetch(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go func() {
-		s, err := spiffe.Fetch(ctx, "unix://"+path, id, time.Now, report)
+		s, err := spiffe.Fetch(ctx, "unix://"+path, id, time.Now, l.hear)
 		if err != nil {
 			t.Error(err)
 		}
 		got <- s
 	}()
-	until("it says that nobody serves", func() bool { return heard("no such file") })
+	until("it says that nobody serves", func() bool { return l.heard("no such file") })
 	server := serveAs(t, ours, path, f)
 	s := <-got
 	if s == nil {
@@ -243,7 +250,7 @@ func TestFetch(t *testing.T) {
 	}
 
 	server.Close()
-	until("the end is said", func() bool { return heard("the SVID at hand ends at") })
+	until("the end is said", func() bool { return l.heard("the SVID at hand ends at") })
 	last := first
 	if svid := s.SVID(); svid != nil {
 		last = svid
@@ -251,16 +258,16 @@ func TestFetch(t *testing.T) {
 	serveAs(t, ours, path, f)
 	until("an SVID of the next server", func() bool { svid := s.SVID(); return svid != nil && !svid.Leaf.Equal(last.Leaf) })
 
-	if _, err := spiffe.Fetch(ctx, "http://x", id, time.Now, report); err == nil {
+	if _, err := spiffe.Fetch(ctx, "http://x", id, time.Now, l.hear); err == nil {
 		t.Error("http is taken for a Workload API")
 	}
 	short, stop := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer stop()
-	if _, err := spiffe.Fetch(short, "unix://"+path, "spiffe://"+td+"/orders", time.Now, report); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := spiffe.Fetch(short, "unix://"+path, "spiffe://"+td+"/orders", time.Now, l.hear); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
-	if !heard(`it gives ["spiffe://shop.example/web"], and not spiffe://shop.example/orders`) {
-		t.Errorf("%q", said)
+	if !l.heard(`it gives ["spiffe://shop.example/web"], and not spiffe://shop.example/orders`) {
+		t.Error("it does not say what it got instead")
 	}
 	cancel()
 	<-s.Done()
