@@ -209,23 +209,34 @@ func (p *Partners) follow(ctx context.Context, t *partner) {
 // once fetches once, and says when to come again; 0 after a failure.
 func (p *Partners) once(ctx context.Context, t *partner) time.Duration {
 	b, text, err := p.fetch(ctx, t)
+	if !p.land(ctx, t, b, err) {
+		return 0
+	}
+	// Not under the lock, which handshakes need.
+	if err := p.keep(t, text); err != nil {
+		p.opt.Log.Error("the bundle of a partner cannot be kept over a restart", "trustDomain", t.TrustDomain, "err", err)
+	}
+	return max(p.opt.least, min(cmp.Or(b.Hint, usualPause), mostPause))
+}
+
+// land takes the outcome of a fetch, and reports whether the bundle is used.
+func (p *Partners) land(ctx context.Context, t *partner, b *spiffe.Bundle, err error) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if ctx.Err() != nil {
-		return 0 // it is a partner no more
+		return false // it is a partner no more
 	}
 	t.status.Asked = p.opt.Now()
 	if err == nil && t.bundle != nil && b.Sequence != 0 && b.Sequence < t.bundle.Sequence {
 		err = fmt.Errorf("the endpoint gives bundle %d, which is older than %d", b.Sequence, t.bundle.Sequence)
 	}
 	if err != nil {
-		first := t.status.Err == ""
-		t.status.Err = err.Error()
-		if first {
+		if t.status.Err == "" {
 			p.opt.Log.Error("the bundle of a partner cannot be fetched; the last one stays in use", "trustDomain", t.TrustDomain,
 				"url", t.Bundle, "err", err, "roots", t.status.Roots, "fetched", t.status.Fetched)
 		}
-		return 0
+		t.status.Err = err.Error()
+		return false
 	}
 	if t.status.Err != "" {
 		p.opt.Log.Info("the bundle of a partner can be fetched again", "trustDomain", t.TrustDomain)
@@ -234,14 +245,11 @@ func (p *Partners) once(ctx context.Context, t *partner) time.Duration {
 	another := t.bundle == nil || !same(t.bundle, b)
 	t.bundle = b
 	t.counts()
-	if err := p.keep(t, text); err != nil {
-		p.opt.Log.Error("the bundle of a partner cannot be kept over a restart", "trustDomain", t.TrustDomain, "err", err)
-	}
 	if another {
 		p.opt.Log.Info("a partner has another bundle", "trustDomain", t.TrustDomain, "sequence", b.Sequence, "roots", len(b.DER), "keys", b.Keys())
 		p.tell()
 	}
-	return max(p.opt.least, min(cmp.Or(b.Hint, usualPause), mostPause))
+	return true
 }
 
 func same(a, b *spiffe.Bundle) bool {

@@ -71,7 +71,15 @@ func TestForeignCallers(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 
-	d.in.Guardrails, d.in.Federation = nil, d.in.Federation[:1]
+	d.in.Guardrails = nil
+	rules := d.in.Service("orders").Rules
+	rules[len(rules)-1].When = `claims.role == "x"`
+	if _, ds := Compile(d.in); !ds.Failed() || ds[0].Code != "E0317" {
+		t.Errorf("claims: %v", ds)
+	}
+	rules[len(rules)-1].When = ""
+
+	d.in.Federation = d.in.Federation[:1]
 	if _, ds := Compile(d.in); !ds.Failed() || ds[0].Code != "E0302" {
 		t.Errorf("no partner: %v", ds)
 	}
