@@ -209,10 +209,7 @@ func (c *conn) release() {
 	c.counted, c.port, c.mute, c.tunnels, c.websocket = false, 0, false, false, false
 	c.live = live{onClient: c.live.onClient, onUpstream: c.live.onUpstream}
 	c.rest()
-	if c.input != nil {
-		inputs.Put(c.input)
-		c.input, c.in.buf = nil, nil
-	}
+	c.dropInput()
 	c.dropSent()
 	c.watch.reset()
 	c.bodyWatch.reset()
@@ -338,8 +335,8 @@ func (c *conn) next() bool {
 			return false
 		}
 	}
-	c.hold()
 	for first := true; ; first = false {
+		c.hold()
 		n, err := c.req.Parse(c.in.bytes(), limits)
 		if err != nil {
 			if c.beginsHTTP2(err) {
@@ -357,8 +354,10 @@ func (c *conn) next() bool {
 		if first {
 			c.watch.start(c.g, c.net, c.g.cfg.Bounds.Head, busy)
 		}
+		c.awaitHead()
 		if err := c.in.fill(); err != nil {
 			if errors.Is(err, errBufferFull) {
+				c.hold()
 				c.refuseMalformed(&http1.Error{Status: 431, Reason: "head_too_large"})
 			}
 			return false
@@ -428,7 +427,7 @@ func (x *exchange) begin() {
 	}
 	x.service, x.operation, x.limited, x.detail, x.upstream, x.status, x.bytesIn = nil, nil, nil, "", "", 0, 0
 	x.verdict = merlon.Verdict{}
-	x.kind, x.lasting, x.events, x.web, x.deadline, x.coded = grpc.None, false, false, false, 0, false
+	x.kind, x.events, x.web, x.deadline, x.coded = grpc.None, false, false, 0, false
 	x.start = time.Now()
 	x.id = ""
 	if x.at == Inbound && !x.peer.foreign {

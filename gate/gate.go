@@ -9,8 +9,10 @@
 // asks calls that are still streaming again.
 //
 // The engine is a goroutine per connection over the pure protocol core in
-// gate/http1. HTTP/2 (gate/http2) is taken in too, each stream of it as a
-// connection of HTTP/1.1; everything else is refused with a reason.
+// gate/http1. HTTP/2 (gate/http2) is translated at the doors, towards clients and
+// towards upstreams: each stream of it is a connection of HTTP/1.1 to the engine.
+// gRPC is HTTP with four differences (rpc.go). What a WebSocket or CONNECT opens
+// is a tunnel (tunnel.go). Everything else is refused with a reason.
 package gate
 
 import (

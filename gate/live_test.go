@@ -18,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-
 	"merlon"
 	"merlon/gate"
 )
