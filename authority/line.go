@@ -45,6 +45,11 @@ func (p *pair) valid(now time.Time) bool {
 	return !now.Before(p.cert.NotBefore) && now.Before(p.cert.NotAfter)
 }
 
+// lasts reports whether the pair is valid for need from now on.
+func (p *pair) lasts(now time.Time, need time.Duration) bool {
+	return p.valid(now) && p.cert.NotAfter.Sub(now) >= need
+}
+
 // published reports whether the pair belongs to the bundle. It stays for as
 // long as a verifier whose clock is behind could need it.
 func (p *pair) published(now time.Time) bool { return now.Before(p.cert.NotAfter.Add(Skew)) }
@@ -77,18 +82,18 @@ func (l line) youngest(now time.Time) *pair {
 	return nil
 }
 
-// signer is the pair that signs now: the youngest that is usable. If none is,
-// it is the oldest that lives for need at least, and in the last resort the
-// youngest: what it signs may be refused for a while, by those who have not
-// heard of it, and without it everything is.
+// signer is the pair that signs now what is to live for need: the youngest that
+// is usable; if none is, the oldest; and in the last resort the youngest of
+// all, however short its life is. What those sign may be refused for a while, by
+// who has not heard of them, and without them everything is.
 func (l line) signer(now time.Time, need time.Duration) *pair {
 	for i := len(l) - 1; i >= 0; i-- {
-		if p := &l[i]; p.valid(now) && !now.Before(p.usable) {
+		if p := &l[i]; p.lasts(now, need) && !now.Before(p.usable) {
 			return p
 		}
 	}
 	for i := range l {
-		if p := &l[i]; p.valid(now.Add(need)) && p.valid(now) {
+		if p := &l[i]; p.lasts(now, need) {
 			return p
 		}
 	}

@@ -29,10 +29,12 @@ func (a *Authority) Run(ctx context.Context) {
 // caller is at it and there is something to sign by meanwhile.
 func (a *Authority) fresh(now time.Time) *state {
 	s := a.state.Load()
-	if now.Before(s.next) && s.lines[intermediates].youngest(now) != nil {
+	between := s.lines[intermediates].youngest(now)
+	serves := between != nil && between.lasts(now, leastLifetime)
+	if now.Before(s.next) && serves {
 		return s
 	}
-	if s.lines[intermediates].youngest(now) == nil {
+	if !serves {
 		a.keeping.Lock()
 	} else if !a.keeping.TryLock() {
 		return s

@@ -199,30 +199,29 @@ func TestVaultRefuses(t *testing.T) {
 	}
 }
 
-// An offline root, kept by openssl as operators keep it, signs the
-// intermediate: request, sign, install.
-func TestOfflineRoot(t *testing.T) {
-	t.Parallel()
-	openssl, err := exec.LookPath("openssl")
+// openssl runs openssl in a directory, and writes and reads files there.
+func openssl(t *testing.T) (run func(args ...string), put func(name string, b []byte), get func(name string) []byte) {
+	t.Helper()
+	program, err := exec.LookPath("openssl")
 	if err != nil {
 		t.Skip("openssl is not installed: that an offline root can sign is not shown")
 	}
-	work, dir := t.TempDir(), t.TempDir()+"/state"
-	run := func(args ...string) {
+	work := t.TempDir()
+	run = func(args ...string) {
 		t.Helper()
-		cmd := exec.Command(openssl, args...)
+		cmd := exec.Command(program, args...)
 		cmd.Dir = work
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("openssl %v: %v\n%s", args, err, out)
 		}
 	}
-	put := func(name string, b []byte) {
+	put = func(name string, b []byte) {
 		t.Helper()
 		if err := os.WriteFile(filepath.Join(work, name), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	get := func(name string) []byte {
+	get = func(name string) []byte {
 		t.Helper()
 		b, err := os.ReadFile(filepath.Join(work, name))
 		if err != nil {
@@ -230,6 +229,15 @@ func TestOfflineRoot(t *testing.T) {
 		}
 		return b
 	}
+	return run, put, get
+}
+
+// An offline root, kept by openssl as operators keep it, signs the
+// intermediate: request, sign, install.
+func TestOfflineRoot(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir() + "/state"
+	run, put, get := openssl(t)
 	put("ca.cnf", []byte("basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign\nsubjectAltName=URI:spiffe://"+td+"\n"))
 	put("leaf.cnf", []byte("basicConstraints=CA:FALSE\n"))
 	run("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "root.key", "-out", "root.pem", "-days", "3650", "-subj", "/CN=offline root")
@@ -243,7 +251,7 @@ func TestOfflineRoot(t *testing.T) {
 			t.Fatalf("another key when it is asked again: %v", err)
 		}
 		put("csr.pem", csr)
-		run("x509", "-req", "-in", "csr.pem", "-CA", "root.pem", "-CAkey", "root.key", "-days", "90", "-extfile", config, "-out", "signed.pem")
+		run("x509", "-req", "-in", "csr.pem", "-CA", "root.pem", "-CAkey", "root.key", "-days", "180", "-extfile", config, "-out", "signed.pem")
 		return get("signed.pem")
 	}
 	if err := Install(dir, td, get("root.pem"), time.Now()); err == nil {
@@ -274,13 +282,7 @@ func TestOfflineRoot(t *testing.T) {
 	if s := a.Status(c.Now()); !strings.Contains(s.Err, "merlon id csr") || s.Alarms["intermediate"] != "half over" {
 		t.Errorf("%+v", s)
 	}
-	csr, err := Request(dir, td)
-	if err != nil {
-		t.Fatal(err)
-	}
-	put("csr.pem", csr)
-	run("x509", "-req", "-in", "csr.pem", "-CA", "root.pem", "-CAkey", "root.key", "-days", "180", "-extfile", "ca.cnf", "-out", "signed.pem")
-	if err := Install(dir, td, append(get("signed.pem"), root...), c.Now()); err != nil {
+	if err := Install(dir, td, append(sign("ca.cnf"), root...), c.Now()); err != nil {
 		t.Fatal(err)
 	}
 	c.Advance(2 * time.Minute)

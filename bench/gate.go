@@ -41,14 +41,6 @@ service Items {
 message Item { bytes body = 1; }
 `
 
-// gateLacks names what the gate does not do yet.
-func gateLacks(s *scenario) string {
-	if s.grpc {
-		return "it does not speak HTTP/2 to the app yet"
-	}
-	return ""
-}
-
 func startGate(h *hop) (*process, error) { return h.gate(h.lab.program("merlon-gate")) }
 
 func startPortable(h *hop) (*process, error) {
@@ -57,7 +49,7 @@ func startPortable(h *hop) (*process, error) {
 
 // otherBuild is the gate as it was, for instance.
 func otherBuild(file string) *peer {
-	return &peer{name: ours + ", other build", svid: true, lacks: gateLacks, start: func(h *hop) (*process, error) { return h.gate(file) }}
+	return &peer{name: ours + ", " + filepath.Base(file), svid: true, start: func(h *hop) (*process, error) { return h.gate(file) }}
 }
 
 // gate starts a gate: at the edge, or beside the service that calls (what it

@@ -2,11 +2,11 @@ package main
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -47,10 +47,23 @@ func (l *lab) load2(addr string, s *scenario, d time.Duration) (result, error) {
 	}
 	elapsed := time.Since(begin)
 	lats, err := readLog(log)
-	if err == nil && len(lats) == 0 {
-		err = errors.New("h2load: no answers: " + tail(string(out)))
+	if err == nil {
+		err = whole(string(out), len(lats), s.size)
 	}
 	return summary(lats, elapsed), err
+}
+
+var dataBytes = regexp.MustCompile(`\((\d+)\) data`)
+
+// whole finds out whether n answers had bodies of the size: a denial over gRPC
+// has the status of a success.
+func whole(out string, n, size int) error {
+	if m := dataBytes.FindStringSubmatch(out); m != nil {
+		if data, err := strconv.Atoi(m[1]); err == nil && n > 0 && data >= n*size {
+			return nil
+		}
+	}
+	return fmt.Errorf("h2load: %d answers, but not of %d bytes each: %s", n, size, tail(out))
 }
 
 // readLog reads how long the requests took, and that all went well: a line is

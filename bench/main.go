@@ -37,7 +37,7 @@ type options struct {
 	list     bool
 	run      string
 	peers    string
-	other    string
+	others   []string // builds of the gate
 }
 
 func main() {
@@ -50,7 +50,10 @@ func main() {
 	flag.BoolVar(&o.list, "list", false, "list the scenarios and the proxies")
 	flag.StringVar(&o.run, "run", "", "the scenarios that match `REGEXP`, instead of a few")
 	flag.StringVar(&o.peers, "peers", "", "the proxies that match `REGEXP`, and "+base)
-	flag.StringVar(&o.other, "other", "", "another build of merlon-gate, a `FILE`, to be measured beside this one")
+	flag.Func("other", "another build of merlon-gate, a `FILE`, to be measured beside this one; may be repeated", func(file string) error {
+		o.others = append(o.others, file)
+		return nil
+	})
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -103,8 +106,10 @@ func newPlan(o options) (*plan, error) {
 		return nil, fmt.Errorf("no scenario matches %q; -list shows them", o.run)
 	}
 	for _, peer := range peers() {
-		if peer.name == ours && o.other != "" {
-			p.peers = append(p.peers, otherBuild(o.other))
+		if peer.name == ours {
+			for _, file := range o.others {
+				p.peers = append(p.peers, otherBuild(file))
+			}
 		}
 		if !(peer.name == base || peersWanted.MatchString(peer.name)) || !(all || peer.short || o.peers != "") {
 			continue

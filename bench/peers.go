@@ -29,12 +29,12 @@ const base, ours = "nginx", "merlon gate"
 // peers are in the order of the tables.
 func peers() []*peer {
 	return []*peer{
-		{name: ours, short: true, svid: true, start: startGate, lacks: gateLacks},
+		{name: ours, short: true, svid: true, start: startGate},
 		{name: "merlon gate, portable", short: true, svid: true, start: startPortable, lacks: func(s *scenario) string {
 			if s.kind != requests {
 				return "it differs in its I/O only"
 			}
-			return gateLacks(s)
+			return ""
 		}},
 		{name: base, short: true, start: configured("nginx", "nginx.conf", func(file string) []string {
 			return []string{"-p", filepath.Dir(file), "-c", file}

@@ -128,9 +128,6 @@ func (t *tables) markdown() string {
 	for _, why := range t.absent {
 		fmt.Fprintf(&b, "Not measured: %s.\n\n", why)
 	}
-	for _, why := range t.lacking() {
-		fmt.Fprintf(&b, "Not measured: %s.\n\n", why)
-	}
 	for _, what := range t.failures {
 		fmt.Fprintf(&b, "Failed: %s.\n\n", strings.ReplaceAll(what, "\n", " "))
 	}
@@ -151,18 +148,6 @@ func (t *tables) markdown() string {
 		t.writeCosts(&b, g)
 	}
 	return b.String()
-}
-
-// lacking is what the gate cannot be measured in, and why.
-func (t *tables) lacking() (out []string) {
-	for i := range t.scenarios {
-		if why := gateLacks(&t.scenarios[i]); why != "" {
-			if line := t.scenarios[i].group + " through " + ours + ": " + why; !slices.Contains(out, line) {
-				out = append(out, line)
-			}
-		}
-	}
-	return out
 }
 
 func (t *tables) writeBars(b *strings.Builder) {

@@ -72,6 +72,9 @@ func describe(c *Contract, ds merlon.Diagnostics) string {
 		fmt.Fprintf(&b, "%v, %d operations\n", c.Protocol, len(c.Operations))
 		for _, op := range c.Operations {
 			fmt.Fprintf(&b, "%v: %s = %s %s", op.Pos, op.Name, op.Method, op.Path)
+			if op.Streams {
+				b.WriteString(" streams")
+			}
 			for _, p := range op.Params {
 				fmt.Fprintf(&b, " %s", describeParam(p))
 			}

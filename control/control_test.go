@@ -298,25 +298,16 @@ func TestStatusClaimsOnlyWhatWasAcknowledged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rule := func(name string) RuleStatus {
+	rule := func(name string) RuleStatus { return ruleStatus(t, c, name) }
+	applied := func(text string) *Result {
 		t.Helper()
-		st := c.Status()
-		for _, r := range st.Rules {
-			if r.Name == name {
-				return r
-			}
-		}
-		t.Fatalf("no rule %q in %+v", name, st.Rules)
-		return RuleStatus{}
-	}
-	others := func() {
-		t.Helper()
+		r := apply(t, c, text)
 		eventually(t, "the other gates have answered", func() bool {
 			return !slices.ContainsFunc(c.Status().Gates, func(g GateStatus) bool { return g.Behind != "" && g.Place != s.hello.Place.String() })
 		})
+		return r
 	}
-	apply(t, c, shop("web: [list]"))
-	others()
+	applied(shop("web: [list]"))
 	begin := clk.now()
 	r := rule("orders: web")
 	if len(r.Enforced) != 1 || r.Enforced[0].Place != "gate of web" || len(r.Missing) != 1 || r.Missing[0] != (Missing{"gate of orders", "127.0.0.1:9002", "has not acknowledged its orders"}) {
@@ -334,8 +325,7 @@ func TestStatusClaimsOnlyWhatWasAcknowledged(t *testing.T) {
 
 	// Another sentence changes: this one is enforced without a break.
 	clk.turn(time.Hour)
-	apply(t, c, "# one line more\n"+shop("web: [list], anyone: [create]"))
-	others()
+	applied("# one line more\n" + shop("web: [list], anyone: [create]"))
 	o = <-s.Orders()
 	s.Ack(Ack{Hash: o.Hash})
 	if r := rule("orders: web"); len(r.Enforced) != 2 || !r.Enforced[0].Since.Equal(begin) || r.Enforced[0].Orders != o.Hash {
@@ -347,8 +337,7 @@ func TestStatusClaimsOnlyWhatWasAcknowledged(t *testing.T) {
 
 	// The sentence itself changes, and the gate refuses.
 	clk.turn(time.Hour)
-	res := apply(t, c, shop("web: [list, get]"))
-	others()
+	res := applied(shop("web: [list, get]"))
 	refused := <-s.Orders()
 	s.Ack(Ack{Hash: refused.Hash, Err: "no such thing as get"})
 	r = rule("orders: web")
@@ -362,7 +351,7 @@ func TestStatusClaimsOnlyWhatWasAcknowledged(t *testing.T) {
 	}
 
 	// The first words again: the gate enforces them already, by old orders.
-	apply(t, c, shop("web: [list], anyone: [create]"))
+	applied(shop("web: [list], anyone: [create]"))
 	if r := rule("orders: web"); len(r.Enforced) != 2 || len(r.Missing) != 0 {
 		t.Errorf("a sentence that the gate still enforces: %+v", r)
 	}
@@ -370,6 +359,17 @@ func TestStatusClaimsOnlyWhatWasAcknowledged(t *testing.T) {
 	if r := rule("orders: web"); len(r.Missing) != 1 || r.Missing[0].Why != "no gate is connected" {
 		t.Errorf("after the gate has gone: %+v", r)
 	}
+}
+
+// ruleStatus is what is said of the rule with this name.
+func ruleStatus(t *testing.T, c *Control, name string) RuleStatus {
+	t.Helper()
+	rules := c.Status().Rules
+	i := slices.IndexFunc(rules, func(r RuleStatus) bool { return r.Name == name })
+	if i < 0 {
+		t.Fatalf("no rule %q in %+v", name, rules)
+	}
+	return rules[i]
 }
 
 func TestGuardrailStatus(t *testing.T) {

@@ -70,6 +70,11 @@ func (c *lightClient) call() error {
 	if _, err := c.Write(c.request); err != nil {
 		return err
 	}
+	return c.read()
+}
+
+// read reads one answer.
+func (c *lightClient) read() error {
 	for n := 0; ; {
 		m, err := c.Read(c.buf[n:])
 		if err != nil {
@@ -151,6 +156,43 @@ func TestServeDoesNotAllocate(t *testing.T) {
 				t.Errorf("%.4f allocations a call", per)
 			}
 		})
+	}
+}
+
+// TestWaitingHeadIsSmall: a client that is slow about its head holds one buffer,
+// and none once it is served.
+func TestWaitingHeadIsSmall(t *testing.T) {
+	const n, tcp = 200, 12 << 10 // two ends, two goroutines and the record of a connection
+	c := startLight(t, false, browse)
+	clients := make([]net.Conn, n)
+	for i := range clients {
+		clients[i] = dial(t, c.RemoteAddr().String())
+	}
+	size := func() int {
+		var m runtime.MemStats
+		for range 3 { // pools let go of what nobody has used for two
+			runtime.GC()
+		}
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc)
+	}
+	begun := size()
+	for _, nc := range clients {
+		nc.Write([]byte(browse[:len(browse)/2]))
+	}
+	until(t, "the heads to be waited for", func() bool {
+		per := (size() - begun) / n
+		return (portable || per > 10<<10) && per < 16<<10+tcp
+	})
+	for _, nc := range clients {
+		nc.Write([]byte(browse[len(browse)/2:]))
+		one := lightClient{nc, nil, make([]byte, 1<<10)}
+		if err := one.read(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !portable {
+		until(t, "the buffers to be given back", func() bool { return (size()-begun)/n < tcp })
 	}
 }
 

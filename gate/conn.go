@@ -122,7 +122,8 @@ var conns = sync.Pool{New: func() any { return new(conn) }}
 
 // serveConn owns nc until it is closed.
 func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr, perClient bool, in door) {
-	c := g.newConn(nc, at, peer{addr: client, client: client.String()})
+	c := g.newConn(nc, at)
+	c.peer.addr, c.peer.client = client, client.String()
 	c.door = in
 	c.counted = perClient
 	defer c.end()
@@ -167,9 +168,9 @@ func (c *conn) serveHTTP1() {
 }
 
 // newConn takes the memory that a connection needs.
-func (g *Gate) newConn(nc net.Conn, at Position, p peer) *conn {
+func (g *Gate) newConn(nc net.Conn, at Position) *conn {
 	c := conns.Get().(*conn)
-	c.g, c.at, c.net, c.peer = g, at, nc, p
+	c.g, c.at, c.net = g, at, nc
 	_, c.lane = nc.(*lane)
 	c.in = reader{conn: nc}
 	c.x.g, c.x.at, c.x.peer, c.x.req = g, at, &c.peer, &c.req
@@ -212,10 +213,7 @@ func (c *conn) release() {
 	c.counted, c.door, c.mute, c.tunnels, c.websocket = false, door{}, false, false, false
 	c.live = live{onClient: c.live.onClient, onUpstream: c.live.onUpstream}
 	c.rest()
-	if c.input != nil {
-		inputs.Put(c.input)
-		c.input, c.in.buf = nil, nil
-	}
+	c.dropInput()
 	c.dropSent()
 	c.watch.reset()
 	c.bodyWatch.reset()
@@ -331,8 +329,8 @@ func (c *conn) next() bool {
 			return false
 		}
 	}
-	c.hold()
 	for first := true; ; first = false {
+		c.hold()
 		n, err := c.req.Parse(c.in.bytes(), limits)
 		if err != nil {
 			if c.beginsHTTP2(err) {
@@ -350,8 +348,10 @@ func (c *conn) next() bool {
 		if first {
 			c.watch.start(c.g, c.net, c.g.cfg.Bounds.Head, busy)
 		}
+		c.awaitHead()
 		if err := c.in.fill(); err != nil {
 			if errors.Is(err, errBufferFull) {
+				c.hold()
 				c.refuseMalformed(&http1.Error{Status: 431, Reason: "head_too_large"})
 			}
 			return false
@@ -421,7 +421,7 @@ func (x *exchange) begin() {
 	}
 	x.service, x.operation, x.limited, x.detail, x.upstream, x.status, x.bytesIn = nil, nil, nil, "", "", 0, 0
 	x.verdict = merlon.Verdict{}
-	x.kind, x.lasting, x.events, x.web, x.deadline, x.coded = grpc.None, false, false, false, 0, false
+	x.kind, x.events, x.web, x.deadline, x.coded = grpc.None, false, false, 0, false
 	x.start = time.Now()
 	x.id = ""
 	if x.at == Inbound {

@@ -84,8 +84,8 @@ func (c *conn) mayRetry(cluster *upstream.Cluster, up *upstream.Conn, f failure,
 	switch {
 	case up == nil || attempt > 1 || f.reason != ReasonUpstreamBroken || c.up.w > 0:
 		return false
-	case f.kind == upstream.Refused && (c.sendsWhole() || c.stream == nil):
-		return attempt == 0 || cluster.MayRetry()
+	case f.kind == upstream.Refused:
+		return (attempt == 0 || cluster.MayRetry()) && (c.stream == nil || c.stream.rewind())
 	case !c.sendsWhole():
 		return false
 	}
@@ -130,7 +130,7 @@ func (c *conn) send(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, fail
 	if !c.sendsWhole() {
 		return up, c.sendStream(up)
 	}
-	if c.x.lasting {
+	if c.x.lasting() {
 		c.moved.Store(c.g.clock.Nanos())
 		_, err = up.Write(c.out)
 	} else {
@@ -224,7 +224,7 @@ func (c *conn) readHead(up *upstream.Conn) failure {
 // fillHead reads the next piece of a head. The time for it is running already,
 // unless nobody knows when the first message of an answer comes.
 func (c *conn) fillHead(up *upstream.Conn) error {
-	if c.x.lasting {
+	if c.x.lasting() {
 		return c.await()
 	}
 	return c.up.fill()
@@ -498,7 +498,10 @@ func (c *conn) sendStream(up *upstream.Conn) failure {
 	}
 	c.watch.start(c.g, up.Conn, c.x.within(0), answering)
 	c.moved.Store(c.g.clock.Nanos())
-	c.stream = newStream(c, up)
-	go c.stream.run()
+	if c.stream == nil {
+		c.stream = newStream(c, up)
+	} else {
+		c.stream.begin(up)
+	}
 	return c.readHead(up)
 }

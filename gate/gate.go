@@ -9,8 +9,10 @@
 // asks calls that are still streaming again.
 //
 // The engine is a goroutine per connection over the pure protocol core in
-// gate/http1. HTTP/2 (gate/http2) is taken in too, each stream of it as a
-// connection of HTTP/1.1; everything else is refused with a reason.
+// gate/http1. HTTP/2 (gate/http2) is translated at the doors, towards clients and
+// towards upstreams: each stream of it is a connection of HTTP/1.1 to the engine.
+// gRPC is HTTP with four differences (rpc.go). What a WebSocket or CONNECT opens
+// is a tunnel (tunnel.go). Everything else is refused with a reason.
 package gate
 
 import (
@@ -123,6 +125,7 @@ type Gate struct {
 	ports    ports
 	dialed   dialed
 	runners  runners
+	tidy     tidy
 	swapping sync.Mutex
 	leaving  atomic.Bool   // answers say that their connections end
 	draining atomic.Bool   // and connections end when they are idle
@@ -223,6 +226,7 @@ func (g *Gate) serve(l net.Listener, at Position, in door) error {
 			nc.Close()
 			continue
 		}
+		g.tidy.opened.Add(1)
 		go g.serveConn(nc, at, client, perClient, in)
 	}
 }

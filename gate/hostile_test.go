@@ -163,7 +163,8 @@ func TestHeadFloods(t *testing.T) {
 	for _, request := range []string{
 		"GET http://orders/orders/1 HTTP/1.1\r\nHost: ledger\r\n\r\n",
 		"GET https://orders/orders/1 HTTP/1.1\r\nHost: orders\r\n\r\n",
-		"CONNECT orders:443 HTTP/1.1\r\nHost: orders:443\r\n\r\n",
+		"CONNECT orders:443 HTTP/1.1\r\nHost: ledger:443\r\n\r\n",
+		"CONNECT nobody:443 HTTP/1.1\r\nHost: nobody:443\r\n\r\n",
 		"GET http://user@orders/orders/1 HTTP/1.1\r\nHost: orders\r\n\r\n",
 	} {
 		if a := newWire(t, dial(t, e.out["web"])).ask(request); a.status < 400 || a.reason == "" {

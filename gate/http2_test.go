@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -518,99 +516,6 @@ func TestHTTP2Curl(t *testing.T) {
 		out, err := exec.Command("curl", args...).CombinedOutput()
 		if err != nil || !strings.HasSuffix(string(out), "\n2 200") || !strings.Contains(string(out), `"Body":900000`) {
 			t.Errorf("%s: %v\n%s", name, err, out)
-		}
-	}
-}
-
-// lightClient2 makes calls over one connection of HTTP/2 without allocating.
-type lightClient2 struct {
-	net.Conn
-	request []byte // frames, for stream 1
-	id      uint32
-	buf     []byte
-}
-
-// call sends a request and reads frames until its stream ends.
-func (c *lightClient2) call() error {
-	c.id += 2
-	binary.BigEndian.PutUint32(c.request[5:], c.id)
-	if _, err := c.Write(c.request); err != nil {
-		return err
-	}
-	n, good := 0, false
-	for {
-		m, err := c.Read(c.buf[n:])
-		if err != nil {
-			return err
-		}
-		n += m
-		in := c.buf[:n]
-		for len(in) >= 9 && len(in) >= 9+int(in[2])+int(in[1])<<8 {
-			size := 9 + int(in[2]) + int(in[1])<<8
-			kind, flags, id := xhttp2.FrameType(in[3]), xhttp2.Flags(in[4]), binary.BigEndian.Uint32(in[5:])
-			good = good || kind == xhttp2.FrameHeaders && in[10] == 0x88 // after 0x20, :status 200
-			if in = in[size:]; id == c.id && flags.Has(xhttp2.FlagDataEndStream) && kind <= xhttp2.FrameHeaders {
-				if !good {
-					return io.ErrUnexpectedEOF
-				}
-				return nil
-			}
-		}
-		n = copy(c.buf, in)
-	}
-}
-
-func startLight2(t testing.TB) *lightClient2 {
-	h1 := startLight(t, false, "")
-	c := &lightClient2{Conn: dial(t, h1.RemoteAddr().String()), buf: make([]byte, 32<<10)}
-	var out bytes.Buffer
-	f := &frames2{Framer: xhttp2.NewFramer(&out, nil)}
-	f.enc = hpack.NewEncoder(&f.block)
-	f.enc.SetMaxDynamicTableSize(0)
-	f.request(1, true, "GET", "/pages/42?utm=1", "user-agent=Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
-		"accept=text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "cookie=session=0123456789abcdef", "cookie=theme=dark")
-	c.request = bytes.Clone(out.Bytes())
-	out.Reset()
-	out.WriteString(xhttp2.ClientPreface)
-	f.WriteSettings()
-	f.WriteWindowUpdate(0, 1<<30)
-	if _, err := c.Write(out.Bytes()); err != nil {
-		t.Fatal(err)
-	}
-	c.id = ^uint32(0)
-	return c
-}
-
-// TestHTTP2Allocations: a call costs a goroutine, and next to nothing else.
-func TestHTTP2Allocations(t *testing.T) {
-	c := startLight2(t)
-	calls := func(n int) {
-		for range n {
-			if err := c.call(); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	calls(2000)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	const n = 10_000
-	calls(n)
-	runtime.ReadMemStats(&after)
-	per := float64(after.Mallocs-before.Mallocs) / n
-	t.Logf("%.4f allocations and %.1f bytes a call", per, float64(after.TotalAlloc-before.TotalAlloc)/n)
-	if per >= 1+0.08+8*poolLosses {
-		t.Errorf("%.4f allocations a call", per)
-	}
-}
-
-// BenchmarkServeHTTP2 is BenchmarkServe/one over HTTP/2.
-func BenchmarkServeHTTP2(b *testing.B) {
-	c := startLight2(b)
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := c.call(); err != nil {
-			b.Fatal(err)
 		}
 	}
 }

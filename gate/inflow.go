@@ -8,14 +8,17 @@ type inflow struct {
 	framed  []byte // to be read next: a head, or a chunk that there was no room for
 	pending []byte // of the body, not yet read; bounded by the stream's window
 	used    int    // of pending
-	length  int64  // of the body; -1 when it was not told, and goes in chunks
+	length  int64  // of the body; -1 when it goes in chunks, since that is not known
 	tail    []byte // what ends a body in chunks; nil without trailers
 	ended   bool   // all of it came
 	lastOut bool   // the end of a body in chunks was read
 }
 
+// unread is how much of the body has come that was not read.
+func (f *inflow) unread() int { return len(f.pending) - f.used }
+
 // ready reports whether there is something to read, or the end.
-func (f *inflow) ready() bool { return len(f.framed) > 0 || len(f.pending) > f.used || f.ended }
+func (f *inflow) ready() bool { return len(f.framed) > 0 || f.unread() > 0 || f.ended }
 
 // read copies to b what there is. It tells how much that was, 0 for the end, and
 // how many bytes of the body are in it.

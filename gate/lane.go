@@ -2,48 +2,28 @@ package gate
 
 import (
 	"errors"
-	"io"
 	"net"
-	"os"
-	"slices"
-	"strconv"
 	"sync"
-	"time"
 
 	"merlon/gate/http1"
 	"merlon/gate/http2"
 )
 
-// lane is one stream of HTTP/2 as a connection of HTTP/1.1 with one request. It
-// is a net.Conn for the call's goroutines, which may read and write at the same
-// time. All but immutable fields is guarded by m.mu.
+// lane is one stream of HTTP/2 from a client, as a connection of HTTP/1.1 with
+// one request.
 type lane struct {
-	m       *mux
-	id      uint32
-	request *http2.Request // its views hold until Close
-	whole   bool           // the request has no body
-	tunnel  bool           // the request opens one (RFC 8441)
-	refused *http2.Error   // instead of a request
-	peer    peer           // who is at the other end of the connection
-	method  string         // "HEAD", or another
+	linkStream
+	m        *mux
+	request  *http2.Request // its views hold until Close
+	bodiless bool           // the request has no body
+	tunnel   bool           // the request opens one (RFC 8441)
+	refused  *http2.Error   // instead of a request
+	peer     peer           // who is at the other end of the connection
+	method   string         // "HEAD", or another
 
-	cond    *sync.Cond
-	pending []byte   // of the body, not yet read; bounded by the stream's window
-	used    int      // of pending
-	ended   bool     // the body has ended
-	framed  []byte   // of a chunk, what Read had no room for
-	lastOut bool     // the end of a chunked body was framed
 	follows net.Conn // whose use ends when the client resets the stream
-	err     error    // why the stream has ended early
-	closed  bool
-	late    struct{ read, write bool } // a deadline has passed
-
-	head     []byte // of an answer, while it is not whole
-	res      http1.Response
-	body     body
-	ending   http1.Trailer
-	answer   bool // the head of the answer was sent
-	complete bool // all of it was
+	res     http1.Response
+	ending  http1.Trailer // of the answer
 }
 
 // lanes keeps the memory of lanes that have ended.
@@ -54,15 +34,15 @@ var errReset = errors.New("the client has reset the stream")
 // newLane makes the lane of a stream that begins with ev.
 func (m *mux) newLane(ev *http2.Event) *lane {
 	l := lanes.Get().(*lane)
-	l.m, l.id, l.request, l.whole, l.refused = m, ev.Stream, ev.Request, ev.End, ev.Err
-	if l.cond == nil {
-		l.cond = sync.NewCond(nil)
-	}
+	l.m, l.on, l.id, l.request, l.bodiless, l.refused = m, &m.link, ev.Stream, ev.Request, ev.End, ev.Err
 	l.cond.L = &m.mu
-	if l.ended = ev.End; ev.Request != nil {
-		l.method = ev.Request.Method
-		if l.tunnel = ev.Request.Protocol != ""; l.tunnel {
+	l.in.ended = ev.End
+	if r := ev.Request; r != nil {
+		l.method = r.Method
+		if l.tunnel = r.Protocol != ""; l.tunnel {
 			l.method = "GET" // as the pipeline sees it
+		} else if !ev.End {
+			l.in.length = r.Length
 		}
 	}
 	return l
@@ -71,11 +51,8 @@ func (m *mux) newLane(ev *http2.Event) *lane {
 // release gives the memory back, when nobody knows the lane any more.
 func (l *lane) release() {
 	l.res.Reset()
-	if cap(l.pending) > bufferSize {
-		l.pending = nil
-	}
 	l.ending.Reset()
-	*l = lane{cond: l.cond, pending: l.pending[:0], head: l.head[:0], res: l.res, ending: l.ending}
+	*l = lane{linkStream: linkStream{in: inflow{pending: spare(l.in.pending)}, head: spare(l.head)}, res: l.res, ending: l.ending}
 	lanes.Put(l)
 }
 
@@ -89,7 +66,8 @@ func (l *lane) run() {
 
 func (l *lane) call() {
 	g, at := l.m.c.g, l.m.c.at
-	c := g.newConn(l, at, l.peer)
+	c := g.newConn(l, at)
+	c.peer = l.peer
 	c.counted = at == AtEdge
 	defer c.end()
 	if !g.open.add(c) {
@@ -113,7 +91,7 @@ func (l *lane) call() {
 	if l.tunnel {
 		head = appendHandshake(head, l.request)
 	} else {
-		head = appendHead(head, l.request, l.whole)
+		head = appendHead(head, l.request, l.bodiless)
 	}
 	if len(head) > len(c.in.buf) {
 		c.refuseMalformed(&http1.Error{Status: 431, Reason: "head_too_large"})
@@ -125,7 +103,7 @@ func (l *lane) call() {
 
 // appendHead writes the request as HTTP/1.1 has it. What is about a connection
 // or frames the message is written anew; nothing else changes.
-func appendHead(dst []byte, r *http2.Request, whole bool) []byte {
+func appendHead(dst []byte, r *http2.Request, bodiless bool) []byte {
 	dst = http1.AppendRequestLine(dst, r.Method, r.Path, r.Query)
 	dst = http1.AppendField(dst, "Host", r.Host)
 	dst = http1.AppendFields(dst, r.Fields, http1.HopByHop|http1.Framing)
@@ -138,7 +116,7 @@ func appendHead(dst []byte, r *http2.Request, whole bool) []byte {
 	switch {
 	case r.Length > 0, r.Length == 0 && takesBody(r.Method):
 		dst = http1.AppendFraming(dst, http1.BodyLength, r.Length)
-	case !whole:
+	case !bodiless:
 		dst = http1.AppendFraming(dst, http1.BodyChunked, 0)
 	}
 	return http1.AppendEnd(dst)
@@ -154,14 +132,14 @@ func takesBody(method string) bool {
 func (l *lane) take(ev *http2.Event) {
 	switch ev.Kind {
 	case http2.Data:
-		l.pending = append(l.pending, ev.Data...)
+		l.in.pending = append(l.in.pending, ev.Data...)
 	case http2.Reset:
 		l.err = errReset
 		l.letGo()
 	}
 	// Trailers come after the decision that fields are part of; like those of
 	// HTTP/1.1 they do not travel on.
-	l.ended = l.ended || ev.End
+	l.in.ended = l.in.ended || ev.End
 	l.cond.Broadcast()
 }
 
@@ -188,222 +166,42 @@ func (l *lane) abandoned() bool {
 	return l.err != nil || l.m.err != nil
 }
 
-// Read reads of the request's body, framed as its head says. What is read is
-// passed on, and opens the client's windows.
-func (l *lane) Read(b []byte) (int, error) {
-	m := l.m
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for len(l.framed) == 0 && len(l.pending) == l.used && !l.ended || l.late.read || l.closed {
-		switch {
-		case l.closed:
-			return 0, net.ErrClosed
-		case l.err != nil:
-			return 0, l.err
-		case m.err != nil:
-			return 0, m.err
-		case l.late.read:
-			return 0, os.ErrDeadlineExceeded
-		}
-		l.cond.Wait()
-	}
-	n := l.frame(b)
-	if n == 0 {
-		return 0, io.EOF
-	}
-	m.flushLocked()
-	return n, nil
-}
-
-// frame copies pending data to b, in chunks if its length was not told.
-func (l *lane) frame(b []byte) int {
-	const small = 64 // a buffer too small for a chunk
-	switch data := l.pending[l.used:]; {
-	case len(l.framed) > 0:
-		n := copy(b, l.framed)
-		l.framed = l.framed[n:]
-		return n
-	case l.request.Length >= 0 || l.tunnel:
-		n := copy(b, data)
-		l.consume(n)
-		return n
-	case l.lastOut:
-		return 0
-	case len(data) == 0:
-		l.framed, l.lastOut = http1.AppendLastChunk(nil), true
-	case len(b) < small:
-		n := min(len(data), small)
-		l.framed = http1.AppendChunk(nil, data[:n])
-		l.consume(n)
-	default:
-		n := min(len(data), len(b)-small)
-		out := http1.AppendChunk(b[:0], data[:n])
-		l.consume(n)
-		return len(out)
-	}
-	return l.frame(b)
-}
-
-// consume says that n bytes of pending data were passed on.
-func (l *lane) consume(n int) {
-	if l.used += n; l.used == len(l.pending) {
-		l.pending, l.used = l.pending[:0], 0
-	}
-	l.m.core.Consumed(l.id, n)
-}
-
 // Write takes an answer as HTTP/1.1 has it.
 func (l *lane) Write(b []byte) (int, error) {
 	m := l.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.err != nil {
-		return 0, m.err
+	n, err := l.write(b, l.sendHead)
+	if err == nil {
+		m.flushSoon()
 	}
-	total := len(b)
-	for len(b) > 0 && !l.complete {
-		var n int
-		var err error
-		if !l.answer {
-			n, err = l.writeHead(b)
-		} else {
-			n, err = l.writeBody(b)
-		}
-		if err != nil {
-			return total - len(b), err
-		}
-		b = b[n:]
-	}
-	m.flushSoon()
-	return total, nil
+	return n, err
 }
 
-// maxAnswerFields is more than the head of an upstream's answer may have.
-const maxAnswerFields = 150
-
-// writeHead takes of b what belongs to a head.
-func (l *lane) writeHead(b []byte) (used int, err error) {
-	whole, before := b, len(l.head)
-	if before > 0 {
-		l.head = append(l.head, b...)
-		whole = l.head
-	}
-	n, err := l.res.Parse(whole, l.method, http1.Limits{Head: maxSpare, Fields: maxAnswerFields, Field: maxSpare})
-	switch {
-	case err != nil:
+// sendHead sends the head that b begins with.
+func (l *lane) sendHead(b []byte) (used int, err error) {
+	res := &l.res
+	n, err := res.Parse(b, l.method, ownLimits())
+	if n == 0 || err != nil {
 		return 0, err
-	case n == 0:
-		if before == 0 {
-			l.head = append(l.head[:0], b...)
-		}
-		return len(b), nil
 	}
 	if l.tunnel {
-		openTunnel(&l.res)
+		openTunnel(res)
 	}
-	if err := l.translateHead(); err != nil {
-		return 0, err
-	}
-	l.head = l.head[:0]
-	return n - before, nil
-}
-
-// translateHead sends the head that was parsed.
-func (l *lane) translateHead() error {
-	res := &l.res
 	final := res.Status >= 200
 	l.body = body{kind: res.Body, left: res.Length, chunks: http1.Chunks{Trailer: &l.ending}}
 	end := final && (res.Body == http1.BodyNone || res.Body == http1.BodyLength && res.Length == 0)
-	if i := slices.IndexFunc(res.Fields, func(f http1.Field) bool { return len(f.Name) == len("Content-Length") && f.Class == http1.Framing }); i >= 0 && res.Length >= 0 {
-		res.Fields[i].Class = 0 // it frames nothing in HTTP/2, and clients like to know
+	if res.Length >= 0 {
+		unframe(res.Fields) // clients like to know
 	}
-	err := l.untilTaken(func() error {
-		return l.m.core.WriteHeaders(l.id, res.Status, res.Fields, http1.HopByHop|http1.Framing, end)
+	err = l.untilTaken(func() error {
+		return l.on.core.WriteHeaders(l.id, res.Status, res.Fields, http1.HopByHop|http1.Framing, end)
 	})
 	if err == nil {
-		l.answer, l.complete = final, end
+		l.headed, l.whole = final, end
 		res.Reset()
 	}
-	return err
-}
-
-// untilTaken writes when the core has room for it.
-func (l *lane) untilTaken(write func() error) error {
-	for {
-		switch err := write(); {
-		case err == nil:
-			return nil
-		case !errors.Is(err, http2.ErrFull):
-			return l.gone(err)
-		}
-		if err := l.await(); err != nil {
-			return err
-		}
-	}
-}
-
-// writeBody takes of b what belongs to a body.
-func (l *lane) writeBody(b []byte) (used int, err error) {
-	used, data, done, err := l.body.next(b)
-	if err != nil {
-		return 0, err
-	}
-	trailers := done && len(l.ending.Fields) > 0
-	for end := done && !trailers; len(data) > 0 || end; {
-		n, err := l.m.core.WriteData(l.id, data, end)
-		if err != nil {
-			return 0, l.gone(err)
-		}
-		if data = data[n:]; len(data) == 0 && (!end || !l.m.core.Takes(l.id)) {
-			break
-		}
-		if err := l.await(); err != nil {
-			return 0, err
-		}
-	}
-	if trailers {
-		if err := l.untilTaken(func() error { return l.m.core.WriteTrailers(l.id, l.ending.Fields, 0) }); err != nil {
-			return 0, err
-		}
-	}
-	l.complete = done
-	return used, nil
-}
-
-// gone says why the core takes no more.
-func (l *lane) gone(err error) error {
-	switch {
-	case l.err != nil:
-		return l.err
-	case l.m.err != nil:
-		return l.m.err
-	}
-	return err
-}
-
-// await waits until the core may take more.
-func (l *lane) await() error {
-	m := l.m
-	if before := len(m.core.Output()); before > 0 && !m.writing {
-		m.flushLocked()
-		if len(m.core.Output()) < before {
-			return nil // and others may have been heard meanwhile: look again
-		}
-	}
-	switch {
-	case l.closed:
-		return net.ErrClosed
-	case l.err != nil:
-		return l.err
-	case m.err != nil:
-		return m.err
-	case l.late.write:
-		return os.ErrDeadlineExceeded
-	}
-	m.waiting++
-	l.cond.Wait()
-	m.waiting--
-	return nil
+	return n, err
 }
 
 // Close ends the stream: cleanly if the answer was whole, else by a reset, so
@@ -417,42 +215,10 @@ func (l *lane) Close() error {
 	}
 	l.closed, l.follows = true, nil
 	delete(m.lanes, l.id)
-	m.core.Consumed(l.id, len(l.pending)-l.used)
-	m.core.Done(l.id)
+	l.done()
 	if !m.soon {
 		m.flushLocked()
 	}
 	m.boundIdle()
 	return nil
 }
-
-// SetDeadline ends waits when t has passed; the gate sets no other.
-func (l *lane) SetDeadline(t time.Time) error { return l.setLate(t, true, true) }
-
-// SetReadDeadline is SetDeadline for reads.
-func (l *lane) SetReadDeadline(t time.Time) error { return l.setLate(t, true, false) }
-
-// SetWriteDeadline is SetDeadline for writes.
-func (l *lane) SetWriteDeadline(t time.Time) error { return l.setLate(t, false, true) }
-
-func (l *lane) setLate(t time.Time, read, write bool) error {
-	l.m.mu.Lock()
-	defer l.m.mu.Unlock()
-	if read {
-		l.late.read = !t.IsZero()
-	}
-	if write {
-		l.late.write = !t.IsZero()
-	}
-	l.cond.Broadcast()
-	return nil
-}
-
-// LocalAddr is that of the connection.
-func (l *lane) LocalAddr() net.Addr { return l.m.net.LocalAddr() }
-
-// RemoteAddr is that of the connection.
-func (l *lane) RemoteAddr() net.Addr { return l.m.net.RemoteAddr() }
-
-// String names the stream in logs.
-func (l *lane) String() string { return "stream " + strconv.FormatUint(uint64(l.id), 10) }

@@ -4,8 +4,11 @@ import (
 	"sync"
 	"syscall"
 
+	"merlon"
+	"merlon/gate/http1"
 	"merlon/gate/upstream"
 	"merlon/internal/wire"
+	"merlon/record"
 )
 
 // There are two I/O layers. The portable one reads and writes net.Conns; it is
@@ -64,7 +67,7 @@ func (c *conn) write(b []byte) error {
 // An idle connection holds no buffers: at 16 KiB each they would be nearly all
 // the memory that it costs. They come from a pool, and the ones used last come
 // first: they are still in the processor's cache. Only the portable layer, which
-// reads into what it has while it waits, keeps one.
+// reads into what it has while it waits, and a head that is not whole keep one.
 var (
 	works  = sync.Pool{New: func() any { return &work{out: make([]byte, 0, bufferSize+2048)} }}
 	inputs = sync.Pool{New: func() any { return new([bufferSize]byte) }}
@@ -98,11 +101,37 @@ func (c *conn) hold() {
 	}
 }
 
-// keepInput takes a buffer for what is read from the client, for as long as the
-// connection lasts.
+// keepInput takes a buffer for what is read from the client that outlasts a call,
+// until dropInput.
 func (c *conn) keepInput() {
 	c.input = inputs.Get().(*[bufferSize]byte)
 	c.in.buf, c.in.r, c.in.w = c.input[:], 0, 0
+}
+
+// dropInput gives that buffer back, with what is in it.
+func (c *conn) dropInput() {
+	if c.input != nil {
+		inputs.Put(c.input)
+		c.input, c.in.buf = nil, nil
+	}
+}
+
+// forget lets go of the views of the last request, which would keep the buffer in
+// memory.
+func (c *conn) forget() {
+	c.req, c.rec, c.x.call = http1.Request{}, record.Record{}, merlon.Call{}
+	clear(c.x.params[:])
+}
+
+// awaitHead keeps what has come of a head, and gives back all else: a client may
+// take its time, and many clients may.
+func (c *conn) awaitHead() {
+	if c.input == nil {
+		read := c.in.bytes()
+		c.keepInput()
+		c.in.w = copy(c.in.buf, read)
+	}
+	c.rest()
 }
 
 // rest gives back what hold took. Views of it are worthless from here on.

@@ -437,20 +437,75 @@ func TestIdleConnectionsAreLight(t *testing.T) {
 	runtime.KeepAlive(clients)
 }
 
-// TestSystemCalls counts them: at 64 connections a call is two reads, two
-// writes and the look at a pooled connection. Anything more is a wait that the
-// engine need not have.
+// TestSystemCalls counts them. At 64 connections of HTTP/1.1 a call is two reads,
+// two writes and the look at a pooled connection; anything more is a wait that
+// the engine need not have. At 64 streams of HTTP/2 calls share reads and writes
+// of the client's connection, and none of those is known to the scheduler, which
+// sees only read and write.
 func TestSystemCalls(t *testing.T) {
 	if portable {
 		return
 	}
-	strace, err := exec.LookPath("strace")
-	if err != nil {
-		t.Skip("strace is not installed")
-	}
 	if os.Getenv("MERLON_TEST_GATE") != "" {
 		traced(t)
 		return
+	}
+	const conns, calls = 64, 300
+	count := countCalls(t, conns*calls, func(addr string, all *sync.WaitGroup) {
+		for range conns {
+			c := &lightClient{dial(t, addr), []byte(browse), make([]byte, 16<<10)}
+			all.Go(func() {
+				for range calls {
+					if err := c.call(); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+	})
+	if moved := count["sendto"] + count["recvfrom"] + count["read"] + count["write"]; moved > 5.4 {
+		t.Errorf("%.2f calls that move data; two reads, two writes and a look are five", moved)
+	}
+
+	const streams = 16
+	count = countCalls(t, conns*calls, func(addr string, all *sync.WaitGroup) {
+		for range conns / streams {
+			tr := &http.Transport{MaxConnsPerHost: 1, Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) {
+				return net.Dial("tcp", addr)
+			}}
+			tr.Protocols.SetUnencryptedHTTP2(true)
+			t.Cleanup(tr.CloseIdleConnections)
+			for range streams {
+				all.Go(func() {
+					for range calls {
+						req, _ := http.NewRequest("GET", "http://shop.example/pages/7", nil)
+						res, err := tr.RoundTrip(req)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						io.Copy(io.Discard, res.Body)
+						res.Body.Close()
+					}
+				})
+			}
+		}
+	})
+	if known := count["read"] + count["write"]; known > 0.4 {
+		t.Errorf("%.2f calls over HTTP/2 that the scheduler knows of", known)
+	}
+	if moved := count["sendto"] + count["recvfrom"]; moved > 4 {
+		t.Errorf("%.2f calls that move data over HTTP/2: they are not shared", moved)
+	}
+}
+
+// countCalls tells how often a gate makes each system call for one of n calls.
+func countCalls(t *testing.T, n int, drive func(addr string, all *sync.WaitGroup)) (count map[string]float64) {
+	t.Helper()
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("strace is not installed")
 	}
 	address := lightApp(t)
 	dir := t.TempDir()
@@ -469,19 +524,8 @@ func TestSystemCalls(t *testing.T) {
 			addr = ""
 		}
 	}
-	const conns, calls = 64, 300
 	var wg sync.WaitGroup
-	for range conns {
-		c := &lightClient{dial(t, addr), []byte(browse), make([]byte, 16<<10)}
-		wg.Go(func() {
-			for range calls {
-				if err := c.call(); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		})
-	}
+	drive(addr, &wg)
 	wg.Wait()
 	in.Close()
 	go io.Copy(io.Discard, out)
@@ -492,14 +536,14 @@ func TestSystemCalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	count := map[string]float64{}
+	count = map[string]float64{}
 	for line := range strings.Lines(string(text)) {
 		f := strings.Fields(line)
 		if len(f) < 5 {
 			continue
 		}
-		if n, err := strconv.Atoi(f[3]); err == nil {
-			count[f[len(f)-1]] = float64(n) / (conns * calls)
+		if times, err := strconv.Atoi(f[3]); err == nil {
+			count[f[len(f)-1]] = float64(times) / float64(n)
 		}
 	}
 	t.Logf("a call: %.2f sendto, %.2f recvfrom, %.2f read, %.2f write, %.2f epoll_pwait, %.2f futex",
@@ -507,10 +551,7 @@ func TestSystemCalls(t *testing.T) {
 	if count["sendto"] == 0 {
 		t.Fatalf("nothing was counted:\n%s", text)
 	}
-	moved := count["sendto"] + count["recvfrom"] + count["read"] + count["write"]
-	if moved > 5.4 {
-		t.Errorf("%.2f calls that move data; two reads, two writes and a look are five", moved)
-	}
+	return count
 }
 
 // traced is the gate whose system calls are counted, in a process of its own.

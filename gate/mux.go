@@ -24,22 +24,19 @@ import (
 
 // mux is one connection over which HTTP/2 is spoken.
 type mux struct {
-	c   *conn // whose watch is of reads, and whose bodyWatch is of writes
-	net net.Conn
+	link
+	c *conn // whose watch is of reads, and whose bodyWatch is of writes
 	// reads and writes are net, to be waited for apart.
 	reads, writes net.Conn
 
-	core http2.Conn
 	left int64 // when the peer was told to leave; 0 if it was not
 
-	mu      sync.Mutex
+	// Guarded by mu.
 	lanes   map[uint32]*lane
 	begun   []*lane // by the batch at hand
 	writing bool
 	soon    bool      // a lane will flush when others have had their turn
 	written sync.Cond // writing became false
-	waiting int       // lanes that wait to write
-	err     error     // why the connection has ended
 	serving sync.WaitGroup
 }
 
@@ -68,11 +65,14 @@ const maxDrain = time.Second
 
 var muxes = sync.Pool{New: func() any {
 	m := &mux{lanes: map[uint32]*lane{}}
-	m.written.L = &m.mu
+	m.written.L, m.push = &m.mu, m.flushLocked
 	return m
 }}
 
-// speaksHTTP2 reports whether HTTP/2 was agreed upon (RFC 9113 3.2).
+// speaksHTTP2 reports whether HTTP/2 was agreed upon (RFC 9113 3.2). What it asks
+// for that is large, and the frame of its caller lasts as long as the connection.
+//
+//go:noinline
 func (c *conn) speaksHTTP2() bool {
 	secure, ok := c.net.(*tls.Conn)
 	return ok && secure.ConnectionState().NegotiatedProtocol == "h2"

@@ -81,8 +81,7 @@ type exchange struct {
 	code     grpc.Code // its status, once coded
 	coded    bool
 	deadline int64 // that came with it, on the gate's coarse clock; 0 for none
-	lasting  bool  // the contract says that it lasts as long as both sides like
-	events   bool  // its answer does, being made of events
+	events   bool  // its answer is made of events, and lasts as long as both sides like
 
 	params   [16]merlon.Param
 	idBuf    [idLength]byte
@@ -334,7 +333,7 @@ func (x *exchange) routed(s *merlon.Service, o *merlon.Operation, params []merlo
 	if x.f.slashes && !s.Slashes && strings.Contains(x.call.Path, "%2F") {
 		return deny("path_encoded_slash")
 	}
-	x.operation, x.call.Operation, x.call.Params, x.lasting = o, o.Name, params, o.Streams
+	x.operation, x.call.Operation, x.call.Params = o, o.Name, params
 	return pass
 }
 

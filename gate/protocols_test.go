@@ -2,6 +2,7 @@ package gate_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -22,7 +23,7 @@ func TestProtocolsDocument(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"WebSocket", "TCP", "CONNECT", "PROXY protocol"} {
+	for _, name := range []string{"gRPC", "gRPC-Web", "Server-sent events", "WebSocket", "TCP", "CONNECT", "PROXY protocol"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			curl, bash := program(t, "curl"), program(t, "bash")
@@ -42,8 +43,11 @@ func TestProtocolsDocument(t *testing.T) {
 				readRequest(r)
 				fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 12\r\nConnection: close\r\n\r\nthe archive\n")
 			})
-			s := setup{apps: map[string]http.Handler{"chat": chat(), "web": echo("web")},
-				addresses: map[string]string{"ledger": ledger.Addr().String(), "archive": archive, "site": archive}}
+			s := setup{files: rpcFiles, apps: map[string]http.Handler{"chat": chat(), "web": echo("web")},
+				addresses: map[string]string{"ledger": ledger.Addr().String(), "archive": archive, "site": archive, "pay": serveBoth(t, new(pay))}}
+			if strings.Contains(section, "/events") {
+				s.apps["web"] = stalling()
+			}
 			e := s.start(t, strings.Replace(block("yaml"), "15432", port, 1))
 			ca := filepath.Join(t.TempDir(), "ca.pem")
 			if err := os.WriteFile(ca, e.edgePEM, 0o600); err != nil {
@@ -59,7 +63,7 @@ func TestProtocolsDocument(t *testing.T) {
 					continue
 				}
 				ran++
-				cmd := exec.CommandContext(ctx, bash, "-c", strings.NewReplacer("curl ", "ask ", "15432", port, "127.0.0.1:7102", e.out["payments"]).Replace(command))
+				cmd := exec.CommandContext(ctx, bash, "-c", strings.NewReplacer("curl ", "ask ", "15432", port, "127.0.0.1:7102", cmp.Or(e.out["payments"], e.out["orders"])).Replace(command))
 				cmd.Env = append(os.Environ(), "BASH_ENV="+filepath.Join(filepath.Dir(ca), "env"))
 				env := fmt.Sprintf("ask() { %s --cacert %s --connect-to shop.example:443:%s \"$@\"; }\n", curl, ca, e.edge)
 				if err := os.WriteFile(filepath.Join(filepath.Dir(ca), "env"), []byte(env), 0o600); err != nil {

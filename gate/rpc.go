@@ -74,7 +74,7 @@ func (x *exchange) appendRPC(out []byte) []byte {
 	}
 	if x.deadline != 0 {
 		left := x.within(0)
-		if !x.lasting {
+		if !x.lasting() {
 			left = x.within(x.service.Timeout)
 		}
 		out = append(out, "grpc-timeout: "...)
@@ -100,9 +100,13 @@ func (x *exchange) within(d time.Duration) time.Duration {
 // late reports whether the call's deadline has passed.
 func (x *exchange) late() bool { return x.deadline != 0 && x.g.clock.Nanos() >= x.deadline }
 
-// lasts reports whether the call lasts as long as both sides like. Who sends its
-// body asks lasting instead: it may run before the answer is known.
-func (x *exchange) lasts() bool { return x.lasting || x.events }
+// lasting reports whether the contract says that the call lasts as long as both
+// sides like.
+func (x *exchange) lasting() bool { return x.operation != nil && x.operation.Streams }
+
+// lasts reports whether it does, or its answer, being made of events. Who sends
+// its body asks lasting instead: it may run before the answer is known.
+func (x *exchange) lasts() bool { return x.lasting() || x.events }
 
 // stall is how long a body may make no progress.
 func (x *exchange) stall(lasts bool) time.Duration {

@@ -21,8 +21,11 @@ type stream struct {
 	up       *upstream.Conn
 	done     chan struct{} // closed when the goroutine has ended
 	err      error         // why the body was not sent whole; valid after done
-	rest     []byte        // what was read beyond the body; valid after done
+	rest     []byte        // what was read and not sent; in the end, beyond the body; valid after done
 	taken    int64         // bytes of the body that were read; valid after done
+	body     body          // as far as it was read
+	first    []byte        // all that was sent, while it is little and may be refused
+	firm     bool          // too much was sent for it to be sent again
 	begun    atomic.Bool   // the answer has begun
 	last     atomic.Bool   // the end of the body is being written, or was
 	reads    readSide      // of the client
@@ -41,14 +44,31 @@ var streams = sync.Pool{New: func() any {
 
 func newStream(c *conn, up *upstream.Conn) *stream {
 	s := streams.Get().(*stream)
-	s.c, s.up, s.done, s.reads = c, up, make(chan struct{}), readSide{c.net}
+	s.c, s.reads = c, readSide{c.net}
 	s.room = c.x.service.MaxBody
+	s.body, s.rest = body{kind: c.req.Body, left: c.req.Length}, c.in.bytes()
+	s.begin(up)
 	return s
+}
+
+// begin sends the body to up, from the beginning.
+func (s *stream) begin(up *upstream.Conn) {
+	s.up, s.done, s.err = up, make(chan struct{}), nil
+	go s.run()
+}
+
+// rewind gets the body ready to begin again with another upstream, since this
+// one has done nothing about the call. It reports whether it could.
+func (s *stream) rewind() bool {
+	s.halt()
+	halted := s.err == nil || errors.Is(s.err, errUpstream) || errors.Is(s.err, errClientGone)
+	return halted && !s.firm
 }
 
 // release gives the memory back. The goroutine has ended.
 func (s *stream) release() {
 	s.c, s.up, s.done, s.err, s.rest, s.taken, s.reads = nil, nil, nil, nil, nil, 0, readSide{}
+	s.body, s.first, s.firm = body{}, s.first[:0], false
 	s.messages, s.text = grpc.Messages{}, grpc.Text{}
 	s.begun.Store(false)
 	s.last.Store(false)
@@ -95,20 +115,18 @@ func (s *stream) guarded() (err error) {
 
 // ended is why the body ended early, or nil.
 func (s *stream) ended() error {
-	select {
-	case <-s.done:
+	if s.over() {
 		return s.err
-	default:
-		return nil
 	}
+	return nil
 }
 
 // answered notes that the answer has begun, which gives the upstream more time
 // for the body. It reports whether the whole body was sent before.
 func (s *stream) answered() bool {
 	s.begun.Store(true)
-	s.c.bodyWatch.restart(s.c.g, s.up.Conn, s.c.x.stall(s.c.x.lasting), busy)
-	if s.last.Load() {
+	s.c.bodyWatch.restart(s.c.g, s.up.Conn, s.c.x.stall(s.c.x.lasting()), busy)
+	if !s.over() && s.last.Load() {
 		// An answer can be quicker than the goroutine that has just written the
 		// end of the body; the connection would be closed for nothing.
 		select {
@@ -116,43 +134,60 @@ func (s *stream) answered() bool {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+	return s.over() && s.err == nil
+}
+
+// over reports whether the goroutine has ended.
+func (s *stream) over() bool {
 	select {
 	case <-s.done:
-		return s.err == nil
+		return true
 	default:
 		return false
 	}
 }
 
+// copy sends the body from where it was left.
 func (s *stream) copy() error {
-	c := s.c
-	b := body{kind: c.req.Body, left: c.req.Length}
-	for in := c.in.bytes(); ; {
-		out, used, done, err := s.recode(&b, s.out[:0], in)
+	if err := s.write(s.first); err != nil { // what another upstream has refused
+		return err
+	}
+	for !s.last.Load() {
+		out, used, done, err := s.recode(s.out[:0], s.rest)
 		if err != nil {
 			return err
 		}
-		in = in[used:]
+		s.rest = s.rest[used:]
 		s.last.Store(done)
-		if err := s.write(out); err != nil {
+		s.remember(out)
+		if err := s.write(out); err != nil || done {
 			return err
 		}
-		if done {
-			s.rest = in
-			return nil
-		}
-		kept := copy(s.buf, in)
-		n, err := s.read(s.buf[kept:s.space(&b, kept)])
+		kept := copy(s.buf, s.rest)
+		n, err := s.read(s.buf[kept:s.space(kept)])
+		s.rest = s.buf[:kept+n]
 		if err != nil {
 			return err
 		}
-		in = s.buf[:kept+n]
+	}
+	return nil
+}
+
+// remember keeps what is sent over HTTP/2, which alone refuses calls (RFC 9113
+// 8.7), for as long as it is no more than what is buffered anyway.
+func (s *stream) remember(out []byte) {
+	if _, refuses := s.up.Conn.(*upLane); !refuses || s.firm {
+		return
+	}
+	if s.firm = s.begun.Load() || len(s.first)+len(out) > bufferSize; !s.firm {
+		s.first = append(s.first, out...)
 	}
 }
 
 // recode appends to out the part of a body that in holds, framed anew, and
 // tells how much of in that was and whether the body is complete.
-func (s *stream) recode(b *body, out, in []byte) (_ []byte, used int, done bool, err error) {
+func (s *stream) recode(out, in []byte) (_ []byte, used int, done bool, err error) {
+	b := &s.body
 	chunked := b.kind == http1.BodyChunked || s.c.x.kind == grpc.WebText
 	for used < len(in) && !done {
 		var n int
@@ -191,7 +226,7 @@ func (s *stream) check(data []byte, done bool) (_ []byte, err error) {
 			return nil, fmt.Errorf("%w: %w", errClientBody, grpc.ErrText)
 		}
 	}
-	if x.kind == grpc.None || !x.lasting {
+	if x.kind == grpc.None || !x.lasting() {
 		if s.room -= int64(len(data)); s.room < 0 {
 			return nil, errBodyTooLarge
 		}
@@ -214,12 +249,12 @@ func (s *stream) write(out []byte) error {
 		return nil
 	}
 	bound := c.x.within(c.x.service.Timeout)
-	if c.x.lasting {
+	if c.x.lasting() {
 		bound = c.x.stall(true)
 	}
 	c.bodyWatch.start(c.g, s.up.Conn, bound, busy)
 	if s.begun.Load() {
-		c.bodyWatch.restart(c.g, s.up.Conn, c.x.stall(c.x.lasting), busy)
+		c.bodyWatch.restart(c.g, s.up.Conn, c.x.stall(c.x.lasting()), busy)
 	}
 	switch _, err := s.up.Write(out); {
 	case err == nil:
@@ -235,18 +270,18 @@ func (s *stream) write(out []byte) error {
 func (s *stream) read(buf []byte) (int, error) {
 	c := s.c
 	for {
-		c.bodyWatch.start(c.g, &s.reads, c.x.stall(c.x.lasting), streaming)
+		c.bodyWatch.start(c.g, &s.reads, c.x.stall(c.x.lasting()), streaming)
 		if !c.x.stillAllowed() {
 			return 0, errRevoked
 		}
 		n, err := c.net.Read(buf)
 		switch {
 		case n > 0:
-			if c.x.lasting {
+			if c.x.lasting() {
 				c.moved.Store(c.g.clock.Nanos())
 			}
 			return n, nil
-		case err != nil && !c.goesOn(&c.bodyWatch, c.x.lasting):
+		case err != nil && !c.goesOn(&c.bodyWatch, c.x.lasting()):
 			return 0, errClientGone
 		}
 	}
@@ -254,8 +289,8 @@ func (s *stream) read(buf []byte) (int, error) {
 
 // space is how far the buffer may be filled: not beyond a body of known length,
 // so that the next request stays where it belongs.
-func (s *stream) space(b *body, kept int) int {
-	if b.kind == http1.BodyLength {
+func (s *stream) space(kept int) int {
+	if b := &s.body; b.kind == http1.BodyLength {
 		return int(min(int64(len(s.buf)), int64(kept)+b.left))
 	}
 	return len(s.buf)
@@ -264,15 +299,19 @@ func (s *stream) space(b *body, kept int) int {
 // finish ends the stream, if it has not ended, and reports whether the whole
 // body was sent.
 func (s *stream) finish() bool {
-	select {
-	case <-s.done:
-	default:
-		c, up := s.c, s.up
-		c.bodyWatch.end()
-		<-s.done
-		c.bodyWatch.reset()
-		c.net.SetDeadline(noDeadline)
-		up.SetDeadline(noDeadline)
-	}
+	s.halt()
 	return s.err == nil
+}
+
+// halt ends the goroutine, if it has not ended.
+func (s *stream) halt() {
+	if s.over() {
+		return
+	}
+	c, up := s.c, s.up
+	c.bodyWatch.end()
+	<-s.done
+	c.bodyWatch.reset()
+	c.net.SetDeadline(noDeadline)
+	up.SetDeadline(noDeadline)
 }

@@ -230,10 +230,7 @@ func (c *conn) shed(up *upstream.Conn) {
 	if up.Wire != nil {
 		up.Wire.Keep()
 	}
-	if c.input != nil {
-		inputs.Put(c.input)
-		c.input, c.in.buf = nil, nil
-	}
+	c.dropInput()
 	c.rest()
 }
 

@@ -3,44 +3,28 @@ package gate
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"os"
-	"slices"
-	"strconv"
 	"sync"
-	"time"
 
 	"merlon/gate/grpc"
 	"merlon/gate/http1"
 	"merlon/gate/http2"
 )
 
-// upLane is one stream of HTTP/2 to an upstream as a connection of HTTP/1.1 with
-// one request, written to it, and the answer read from it. It is a net.Conn for
-// the call's goroutines, which may read and write at the same time. All but
-// immutable fields is guarded by m.mu.
+// upLane is one stream of HTTP/2 to an upstream, as a connection of HTTP/1.1 with
+// one request, written to it, and the answer read from it.
 //
 // It is made anew for each call, since who has let go of a call may still end
 // its waits; only its memory goes on to others.
 type upLane struct {
+	linkStream
 	m      *upMux
-	id     uint32 // 0 until the head of the request is whole
-	cond   sync.Cond
 	memory *laneMemory
-
-	in       inflow // the answer
-	answer   bool   // its head came, or never will
-	method   string // of the request: "HEAD", or another
-	body     body   // of the request
-	complete bool   // all of the request was sent
-
-	err    error // why the stream has ended early
-	closed bool
-	late   struct{ read, write bool } // a deadline has passed
+	method string // of the request: "HEAD", or another
+	heard  bool   // the head of the answer came, or never will
 }
 
-// laneMemory is what lanes leave to others.
+// laneMemory is what upLanes leave to others.
 type laneMemory struct {
 	head    []byte // of a request, while it is not whole
 	req     http1.Request
@@ -52,8 +36,8 @@ var laneMemories = sync.Pool{New: func() any { return new(laneMemory) }}
 
 func newUpLane(m *upMux) *upLane {
 	l := &upLane{m: m, memory: laneMemories.Get().(*laneMemory)}
-	l.in.pending = l.memory.pending
-	l.cond.L = &m.mu
+	l.on, l.cond.L = &m.link, &m.mu
+	l.head, l.in.pending = l.memory.head, l.memory.pending
 	return l
 }
 
@@ -102,8 +86,8 @@ func (l *upLane) end(err error) {
 
 // answered notes that the call has not to wait for an answer any more.
 func (l *upLane) answered() {
-	if !l.answer {
-		l.answer = true
+	if !l.heard {
+		l.heard = true
 		l.m.unanswered--
 	}
 }
@@ -133,83 +117,25 @@ func (l *upLane) appendHead(dst []byte, res *http2.Response, end bool) []byte {
 	return http1.AppendEnd(dst)
 }
 
-// Read reads of the answer. What is read is passed on, and opens the upstream's
-// windows.
-func (l *upLane) Read(b []byte) (int, error) {
-	m := l.m
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for !l.in.ready() || l.late.read || l.closed {
-		switch {
-		case l.closed:
-			return 0, net.ErrClosed
-		case l.late.read:
-			return 0, os.ErrDeadlineExceeded
-		case l.err != nil:
-			return 0, l.err
-		case m.err != nil:
-			return 0, m.err
-		}
-		l.cond.Wait()
-	}
-	n, data := l.in.read(b)
-	if n == 0 {
-		return 0, io.EOF
-	}
-	m.core.Consumed(l.id, data)
-	m.signal()
-	return n, nil
-}
-
 // Write takes a request as HTTP/1.1 has it.
 func (l *upLane) Write(b []byte) (int, error) {
 	m := l.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if l.closed {
-		return 0, net.ErrClosed
-	}
-	total := len(b)
-	for len(b) > 0 && !l.complete {
-		var n int
-		var err error
-		if l.id == 0 {
-			n, err = l.writeHead(b)
-		} else {
-			n, err = l.writeBody(b)
-		}
-		if err != nil {
-			return total - len(b), err
-		}
-		b = b[n:]
-	}
+	n, err := l.write(b, l.sendHead)
 	m.signal()
-	return total, nil
+	return n, err
 }
 
-// writeHead takes of b what belongs to a head.
-func (l *upLane) writeHead(b []byte) (used int, err error) {
-	mem := l.memory
-	whole, before := b, len(mem.head)
-	if before > 0 {
-		mem.head = append(mem.head, b...)
-		whole = mem.head
+// sendHead begins the stream with the head that b begins with.
+func (l *upLane) sendHead(b []byte) (used int, err error) {
+	req := &l.memory.req
+	n, err := req.Parse(b, ownLimits())
+	if n > 0 && err == nil {
+		err = l.open(req)
+		req.Reset()
 	}
-	req := &mem.req
-	n, err := req.Parse(whole, http1.Limits{Head: maxSpare, Fields: maxAnswerFields, Field: maxSpare, Target: maxSpare})
-	switch {
-	case err != nil:
-		return 0, err
-	case n == 0:
-		if before == 0 {
-			mem.head = append(mem.head[:0], b...)
-		}
-		return len(b), nil
-	}
-	err = l.open(req)
-	req.Reset()
-	mem.head = mem.head[:0]
-	return n - before, err
+	return n, err
 }
 
 // open begins the stream with the request that was parsed.
@@ -220,11 +146,12 @@ func (l *upLane) open(req *http1.Request) error {
 	}
 	l.body = body{kind: req.Body, left: req.Length}
 	end := req.Body == http1.BodyNone || req.Body == http1.BodyLength && req.Length == 0
-	if i := slices.IndexFunc(req.Fields, func(f http1.Field) bool { return len(f.Name) == len("Content-Length") && f.Class == http1.Framing }); i >= 0 {
-		req.Fields[i].Class = 0 // it frames nothing in HTTP/2
-	}
+	unframe(req.Fields)
 	for {
-		if err := l.gone(nil); err != nil {
+		switch err := l.gone(l.late.write); {
+		case m.err != nil:
+			return &refusedError{m.err}
+		case err != nil:
 			return err
 		}
 		id, err := m.core.Open(&http2.Request{
@@ -232,7 +159,7 @@ func (l *upLane) open(req *http1.Request) error {
 		}, http1.HopByHop|http1.Framing, end)
 		switch {
 		case err == nil:
-			l.id, l.complete = id, end
+			l.id, l.headed, l.whole = id, true, end
 			m.promised--
 			m.unanswered++
 			m.lanes[id] = l
@@ -245,58 +172,6 @@ func (l *upLane) open(req *http1.Request) error {
 			return err
 		}
 	}
-}
-
-// writeBody takes of b what belongs to a body.
-func (l *upLane) writeBody(b []byte) (used int, err error) {
-	core := &l.m.core
-	used, data, done, err := l.body.next(b)
-	if err != nil {
-		return 0, err
-	}
-	for {
-		n, err := core.WriteData(l.id, data, done)
-		if err != nil {
-			return 0, l.gone(err)
-		}
-		if data = data[n:]; len(data) == 0 && (!done || !core.Takes(l.id)) {
-			l.complete = done
-			return used, nil
-		}
-		if err := l.await(); err != nil {
-			return 0, err
-		}
-	}
-}
-
-// gone says why the stream takes no more, if it does not.
-func (l *upLane) gone(otherwise error) error {
-	switch {
-	case l.closed:
-		return net.ErrClosed
-	case l.err != nil:
-		return l.err
-	case l.m.err != nil && l.id == 0:
-		return &refusedError{l.m.err}
-	case l.m.err != nil:
-		return l.m.err
-	case l.late.write:
-		return os.ErrDeadlineExceeded
-	}
-	return otherwise
-}
-
-// await waits until the core may take more.
-func (l *upLane) await() error {
-	if err := l.gone(nil); err != nil {
-		return err
-	}
-	m := l.m
-	m.signal()
-	m.full++
-	l.cond.Wait()
-	m.full--
-	return nil
 }
 
 // Close ends the stream: it is cancelled if it has not ended.
@@ -314,8 +189,7 @@ func (l *upLane) Close() error {
 	} else {
 		l.answered()
 		delete(m.lanes, l.id)
-		m.core.Consumed(l.id, len(l.in.pending)-l.in.used)
-		m.core.Done(l.id)
+		l.done()
 		m.signal()
 	}
 	l.leave()
@@ -325,48 +199,7 @@ func (l *upLane) Close() error {
 // leave gives the memory to other lanes. No view of it is left.
 func (l *upLane) leave() {
 	mem := l.memory
-	l.memory = nil
-	if mem.pending = l.in.pending[:0]; cap(mem.pending) > bufferSize {
-		mem.pending = nil
-	}
-	if cap(mem.text) > bufferSize {
-		mem.text = nil
-	}
-	if cap(mem.head) > bufferSize {
-		mem.head = nil
-	}
-	mem.head, mem.text = mem.head[:0], mem.text[:0]
-	l.in = inflow{}
+	mem.head, mem.text, mem.pending = spare(l.head), spare(mem.text), spare(l.in.pending)
+	l.memory, l.head, l.in = nil, nil, inflow{}
 	laneMemories.Put(mem)
 }
-
-// SetDeadline ends waits when t has passed; the gate sets no other.
-func (l *upLane) SetDeadline(t time.Time) error { return l.setLate(t, true, true) }
-
-// SetReadDeadline is SetDeadline for reads.
-func (l *upLane) SetReadDeadline(t time.Time) error { return l.setLate(t, true, false) }
-
-// SetWriteDeadline is SetDeadline for writes.
-func (l *upLane) SetWriteDeadline(t time.Time) error { return l.setLate(t, false, true) }
-
-func (l *upLane) setLate(t time.Time, read, write bool) error {
-	l.m.mu.Lock()
-	defer l.m.mu.Unlock()
-	if read {
-		l.late.read = !t.IsZero()
-	}
-	if write {
-		l.late.write = !t.IsZero()
-	}
-	l.cond.Broadcast()
-	return nil
-}
-
-// LocalAddr is that of the connection.
-func (l *upLane) LocalAddr() net.Addr { return l.m.first.LocalAddr() }
-
-// RemoteAddr is that of the connection.
-func (l *upLane) RemoteAddr() net.Addr { return l.m.first.RemoteAddr() }
-
-// String names the stream in logs.
-func (l *upLane) String() string { return "stream " + strconv.FormatUint(uint64(l.id), 10) }

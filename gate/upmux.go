@@ -22,22 +22,20 @@ import (
 
 // upMux is one connection to an upstream over which HTTP/2 is spoken.
 type upMux struct {
+	link
 	first   *upstream.Conn
 	scheme  string
 	renew   time.Time // no call begins after this; the zero time is never
 	changed func()
 	clock   func() int64
 
-	mu       sync.Mutex
-	core     http2.Conn
+	// Guarded by mu.
 	lanes    map[uint32]*upLane
 	promised int       // lanes whose stream has not begun
 	opening  []*upLane // of these, some that wait for room in the output
-	err      error
 	closing  bool      // all there is to write is to be written, and no more
 	output   sync.Cond // there is something to write, or the end
 	writer   sync.WaitGroup
-	full     int // lanes that wait to write
 
 	// Whether the upstream is alive is asked when calls wait and nothing comes.
 	silence    *time.Timer
@@ -81,6 +79,7 @@ func (g *Gate) newUpMux(first *upstream.Conn, changed func()) (upstream.Mux, err
 		s.holds(first, time.Now())
 		m.renew = s.renew
 	}
+	m.net, m.push = first.Conn, m.signal
 	m.output.L = &m.mu
 	m.core.Init(http2.Config{
 		Client:     true,
@@ -132,7 +131,7 @@ func (m *upMux) read() {
 	buf := inputs.Get().(*[bufferSize]byte)
 	defer inputs.Put(buf)
 	for {
-		n, err := m.first.Conn.Read(buf[:])
+		n, err := m.net.Read(buf[:])
 		if n > 0 {
 			err = m.batch(buf[:n])
 		}
@@ -187,7 +186,7 @@ func (m *upMux) handle(ev *http2.Event) {
 	}
 	if l := m.lanes[ev.Stream]; l != nil {
 		l.take(ev)
-	} else if ev.Kind == http2.Writable && m.full > 0 {
+	} else if ev.Kind == http2.Writable && m.waiting > 0 {
 		m.wake()
 	}
 }
@@ -208,7 +207,7 @@ func (m *upMux) write() {
 			return
 		}
 		m.mu.Unlock()
-		n, err := m.first.Conn.Write(out)
+		n, err := m.net.Write(out)
 		m.mu.Lock()
 		if m.core.Sent(n); err != nil {
 			// What the upstream has said before it closed may still be read, such
@@ -217,7 +216,7 @@ func (m *upMux) write() {
 			m.first.Socket().SetReadDeadline(time.Now().Add(maxDrain))
 			return
 		}
-		if m.full > 0 {
+		if m.waiting > 0 {
 			m.wake()
 		}
 	}

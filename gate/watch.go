@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -332,10 +333,39 @@ func (g *Gate) sweep() {
 			g.swept.Store(now)
 			g.open.each(func(w *watch) { w.expire(now) })
 			g.runners.trim()
+			g.tidy.look()
 			if !g.cfg.Portable {
 				g.open.eachConn(func(c *conn) { c.watch.look(c.look) })
 			}
 		}
+	}
+}
+
+// tidy gives memory back when a crowd of connections has come and settled. Each
+// left garbage of its handshake behind, and holds a stack as large as its first
+// call made it; calls leave nothing behind, so that the collector would not come
+// by for minutes.
+type tidy struct {
+	opened atomic.Int64 // connections, by all
+	seen   int64        // of those, at the last look
+	done   int64        // of those, when it was last tidied up
+	quiet  int          // looks at which none was new
+}
+
+// crowd is how many new connections are worth a collection: it costs less than
+// a twentieth of their handshakes.
+const crowd = 256
+
+// look is called four times a second, and tidies up when no connection has come
+// for a second.
+func (t *tidy) look() {
+	now := t.opened.Load()
+	if t.quiet++; now != t.seen {
+		t.seen, t.quiet = now, 0
+	}
+	if t.quiet == 4 && now-t.done >= crowd {
+		t.done = now
+		debug.FreeOSMemory()
 	}
 }
 

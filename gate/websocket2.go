@@ -50,16 +50,11 @@ func (l *lane) CloseWrite() error {
 	m := l.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for !l.complete {
-		if _, err := m.core.WriteData(l.id, nil, true); err != nil {
-			return l.gone(err)
-		}
-		if l.complete = !m.core.Takes(l.id); l.complete {
-			break
-		}
-		if err := l.await(); err != nil {
+	if !l.whole {
+		if err := l.send(nil, true); err != nil {
 			return err
 		}
+		l.whole = true
 	}
 	m.flushLocked()
 	return nil

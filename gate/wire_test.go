@@ -21,8 +21,11 @@ type wire struct {
 	r *bufio.Reader
 }
 
+// patience is how long a client waits for what must come.
+const patience = 30 * time.Second
+
 func newWire(t testing.TB, c net.Conn) *wire {
-	c.SetDeadline(time.Now().Add(15 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	return &wire{c, t, bufio.NewReader(c)}
 }
 
@@ -47,6 +50,7 @@ func (w *wire) receive(method string) (answer, error) {
 // ask sends a request and reads its answer.
 func (w *wire) ask(request string) answer {
 	w.t.Helper()
+	w.SetDeadline(time.Now().Add(patience))
 	w.send(request)
 	method, _, _ := strings.Cut(request, " ")
 	a, err := w.receive(method)

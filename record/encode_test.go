@@ -23,7 +23,7 @@ func whole() Record {
 		Verdict: merlon.Verdict{Effect: merlon.Allow, Reason: merlon.ReasonNoRule, Pos: merlon.Pos{File: "merlon.yaml", Line: 12, Column: 5}, Rule: "orders: web", Shadow: true},
 		Detail:  "no rule", Upstream: "10.0.0.7:7002", Intent: strings.Repeat("ab", 32),
 		Duration: 1234567, BytesIn: 12, BytesOut: 345,
-		Trace: "0af7651916cd43dd8448eb211c80319c",
+		Trace: "0af7651916cd43dd8448eb211c80319c", GRPC: "PERMISSION_DENIED",
 	}
 }
 
@@ -69,8 +69,8 @@ func TestLine(t *testing.T) {
 	got := string(e.appendRecord(nil, 7, &r, false))
 	want := `{"seq":7,"time":"2026-11-22T02:44:37.787255191Z","id":"01JD7Z","place":"gate of orders","at":"in","caller":"web","callerKind":"workload",` +
 		`"subject":"spiffe://shop.example/web","client":"192.0.2.7:4711","service":"orders","operation":"createOrder","method":"POST","host":"shop.example","path":"/orders/7",` +
-		`"status":201,"verdict":{"effect":"allow","reason":"no_rule","pos":"merlon.yaml:12:5","rule":"orders: web","shadow":true},"detail":"no rule","upstream":"10.0.0.7:7002",` +
-		`"intent":"` + strings.Repeat("ab", 32) + `","duration":1234567,"bytesIn":12,"bytesOut":345}` + "\n"
+		`"status":201,"grpc":"PERMISSION_DENIED","verdict":{"effect":"allow","reason":"no_rule","pos":"merlon.yaml:12:5","rule":"orders: web","shadow":true},"detail":"no rule","upstream":"10.0.0.7:7002",` +
+		`"intent":"` + strings.Repeat("ab", 32) + `","duration":1234567,"bytesIn":12,"bytesOut":345,"trace":"0af7651916cd43dd8448eb211c80319c"}` + "\n"
 	if got != want {
 		t.Errorf("got  %swant %s", got, want)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 
@@ -17,13 +18,33 @@ import (
 // is what gRPC calls transport credentials: no byte is read before it is known.
 type callers struct {
 	log *slog.Logger
+	now func() time.Time
 
 	mu    sync.Mutex
 	all   int
 	byPID map[int]int
+	said  bucket // refusals that are logged
 }
 
-func newCallers(log *slog.Logger) *callers { return &callers{log: log, byPID: map[int]int{}} }
+func newCallers(log *slog.Logger, now func() time.Time) *callers {
+	return &callers{log: log, now: now, byPID: map[int]int{}, said: bucket{left: maxRefusals, at: now()}}
+}
+
+// Bounds of what strangers can make the log say.
+const (
+	maxRefusals = 20 // at once
+	refusalRate = 1  // a second
+)
+
+// refused logs who was refused, as long as that does not fill the log.
+func (s *callers) refused(text string, attrs ...any) {
+	s.mu.Lock()
+	ok := s.said.take(s.now(), maxRefusals, refusalRate)
+	s.mu.Unlock()
+	if ok {
+		s.log.Warn(text, attrs...)
+	}
+}
 
 // caller is the process at the other end of a connection, pinned until the
 // connection is closed.
@@ -66,16 +87,32 @@ func (c *conn) Close() error {
 func (s *callers) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	c, err := s.meet(raw)
 	if err != nil {
-		s.log.Warn("a connection to the Workload API is refused", "from", raw.RemoteAddr().String(), "err", err)
+		s.refused("a connection to the Workload API is refused", "from", raw.RemoteAddr().String(), "err", err)
 		raw.Close()
 		return nil, nil, err
 	}
 	return &conn{raw, sync.OnceFunc(func() { s.leave(c) })}, c, nil
 }
 
-func (s *callers) meet(raw net.Conn) (*caller, error) {
+func (s *callers) meet(raw net.Conn) (c *caller, err error) {
+	// Counted before anything is looked for: a flood is refused cheaply.
+	s.mu.Lock()
+	full := s.all >= maxConns
+	if !full {
+		s.all++
+	}
+	s.mu.Unlock()
+	if full {
+		return nil, fmt.Errorf("there are %d connections already", maxConns)
+	}
+	defer func() {
+		if err != nil {
+			s.mu.Lock()
+			s.all--
+			s.mu.Unlock()
+		}
+	}()
 	var p *sockowner.Process
-	var err error
 	local, unix := raw.(*net.UnixConn)
 	if unix {
 		p, err = sockowner.UnixPeer(local)
@@ -85,15 +122,17 @@ func (s *callers) meet(raw net.Conn) (*caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &caller{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, pid: p.PID(), process: p, unix: unix}
+	c = &caller{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, pid: p.PID(), process: p, unix: unix}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.all >= maxConns || s.byPID[c.pid] >= maxConnsProcess {
-		p.Close()
-		return nil, fmt.Errorf("there are %d connections, %d of them of process %d", s.all, s.byPID[c.pid], c.pid)
+	n := s.byPID[c.pid]
+	if n < maxConnsProcess {
+		s.byPID[c.pid]++
 	}
-	s.all++
-	s.byPID[c.pid]++
+	s.mu.Unlock()
+	if n >= maxConnsProcess {
+		p.Close()
+		return nil, fmt.Errorf("process %d has %d connections already", c.pid, n)
+	}
 	return c, nil
 }
 

@@ -87,7 +87,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, callers: newCallers(cfg.Log), svids: map[string]*shared{}, buckets: map[string]*bucket{}}
+	s := &Server{cfg: cfg, callers: newCallers(cfg.Log, cfg.Now), svids: map[string]*shared{}, buckets: map[string]*bucket{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(
 		grpc.Creds(s.callers),
@@ -154,7 +154,7 @@ func (s *Server) identify(ctx context.Context) (string, error) {
 	})
 	if err != nil {
 		if ctx.Err() == nil {
-			s.cfg.Log.Warn("a process asked for an identity and has none", "pid", c.pid, "err", err)
+			s.callers.refused("a process asked for an identity and has none", "pid", c.pid, "err", err)
 		}
 		return "", denied()
 	}
@@ -212,6 +212,18 @@ type bucket struct {
 	at   time.Time
 }
 
+// take takes one, if there is one: there are at most so many, and each second
+// brings some.
+func (b *bucket) take(now time.Time, most, rate float64) bool {
+	b.left = math.Min(most, b.left+math.Max(0, now.Sub(b.at).Seconds())*rate)
+	b.at = now
+	if b.left < 1 {
+		return false
+	}
+	b.left--
+	return true
+}
+
 // take bounds how many JWT-SVIDs are signed for a workload: each is a line in
 // the journal, which keeps the youngest only.
 func (s *Server) take(id string, now time.Time) bool {
@@ -222,13 +234,7 @@ func (s *Server) take(id string, now time.Time) bool {
 		b = &bucket{maxTokens, now}
 		s.buckets[id] = b
 	}
-	b.left = math.Min(maxTokens, b.left+math.Max(0, now.Sub(b.at).Seconds())*tokenRate)
-	b.at = now
-	if b.left < 1 {
-		return false
-	}
-	b.left--
-	return true
+	return b.take(now, maxTokens, tokenRate)
 }
 
 // shared is the SVID of one workload, renewed while anybody streams it. All

@@ -153,9 +153,6 @@ func TestApplyRefused(t *testing.T) {
       command: ["{bin}"]`)
 		}, []string{"building b", "undefined: undefinedWord"}},
 		{"moved service dies", func() { s.service("b", s.c, "a: [hello]", "DIE: no room") }, []string{"b.merlon.yaml:", "no room"}},
-		{"gRPC", func() {
-			s.write("c.merlon.yaml", "services:\n  c:\n    address: "+s.c+"\n    protocol: grpc\n    operations: {do: POST /c.C/Do}\n    callers: {a: [do]}\n")
-		}, []string{"c.merlon.yaml:", "does not speak grpc"}},
 	}
 	for _, tt := range tests {
 		tt.make()

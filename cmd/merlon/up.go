@@ -203,10 +203,10 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 		rows = append(rows, []string{u.bold(svc.Name), first(svc.Addresses), g.in, "HTTP_PROXY=http://" + g.out, u.local(g.local.String())})
 	}
 	u.table("  ", rows)
+	u.localPorts(in)
 	if s.endpoint != "" {
 		u.printf("\n%s\n", u.dim("Workload API: SPIFFE_ENDPOINT_SOCKET="+s.endpoint))
 	}
-	u.localPorts(in)
 	u.printf("\n%s\n", u.dim("What the intent allows, and what it does not (what to expect is behind the #):"))
 	for _, t := range tries(in, s.dir, s.state, outbound(gates)) {
 		u.printf("\n  %s\n  %s\n", u.dim("# "+t.About), t.Command)

@@ -154,12 +154,6 @@ func TestUpRefuses(t *testing.T) {
 			}
 			s.dir = long
 		}, []string{"control socket", "shorter path"}},
-		{"gRPC", func(t *testing.T, s *site) {
-			s.write("c.merlon.yaml", "services:\n  c:\n    address: "+s.c+"\n    protocol: grpc\n    operations: {do: POST /c.C/Do}\n    callers: {a: [do]}\n")
-		}, []string{"c.merlon.yaml:", "does not speak grpc", `rule \"c: a\"`}},
-		{"TCP", func(t *testing.T, s *site) {
-			s.write("c.merlon.yaml", "services:\n  c:\n    address: "+s.c+"\n    protocol: tcp\n    callers: {a: all}\n")
-		}, []string{"c.merlon.yaml:", "does not speak tcp", `rule \"c: a\"`}},
 		{"two services at one port", func(t *testing.T, s *site) { s.service("b", s.a, "a: [hello]") },
 			[]string{"b.merlon.yaml:", "service b wants", "where service a is to run by a.merlon.yaml:"}},
 		{"nothing committed", func(t *testing.T, s *site) { s.remove("merlon.yaml") },

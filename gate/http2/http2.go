@@ -1,6 +1,5 @@
-// Package http2 is the strict HTTP/2 core of the gate, the server's side (RFC
-// 9113, RFC 7541): bytes in, events out, bytes to write in a buffer. It does no
-// I/O, starts no goroutine, reads no clock, and allocates nothing per request
+// Package http2 is the strict HTTP/2 core of the gate, both sides (RFC 9113, RFC
+// 7541): bytes in, events out, bytes to write in a buffer. It does no I/O, starts no goroutine, reads no clock, and allocates nothing per request
 // once its values are warm.
 //
 // A request means here what it means to package http1: names have the same

@@ -2,7 +2,6 @@ package sockowner
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -213,7 +212,7 @@ func FuzzParseProc(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		parseStatus(b)
 		if path, ok := parseCgroup(b); ok && !strings.HasPrefix(path, "/") {
-			t.Error(fmt.Sprintf("%q", path))
+			t.Errorf("%q", path)
 		}
 	})
 }
