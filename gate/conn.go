@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -140,7 +141,11 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr, perClient 
 	switch {
 	case err != nil:
 		g.metrics.handshakes[at].Add(1)
-		g.cfg.Log.Debug("connection refused", "at", at, "client", client, "error", err)
+		level := slog.LevelDebug
+		if in.captured { // its own service, or rules that are wrong
+			level = slog.LevelWarn
+		}
+		g.cfg.Log.Log(context.Background(), level, "connection refused", "at", at, "client", client, "error", err)
 		return
 	case c.door.port != 0:
 		c.serveLocal()
