@@ -156,7 +156,9 @@ func (n *netns) start(a *authority.Authority, l *intent.Loaded, service string, 
 	if err := errors.Join(err, os.WriteFile(program, data, 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error { return errors.Join(err, os.Chown(path, gateUID, gateUID)) })
+	filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, os.Chown(path, gateUID, gateUID))
+	})
 	for _, d := range []string{filepath.Dir(dir), dir} {
 		os.Chmod(d, 0o755)
 	}

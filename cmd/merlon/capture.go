@@ -40,13 +40,13 @@ type captureOptions struct {
 	host      bool
 }
 
-func (o *captureOptions) flags(c *cobra.Command) {
+func (o *captureOptions) where(c *cobra.Command) {
 	c.Flags().StringVar(&o.netns, "netns", "", "network `namespace`: a process id, a file, or a name of ip netns; default is the one this runs in")
-	c.Flags().BoolVar(&o.host, "host", false, "the network namespace is the host's own: every program of it is captured")
 }
 
 func (o *captureOptions) rules(c *cobra.Command) {
-	o.flags(c)
+	o.where(c)
+	c.Flags().BoolVar(&o.host, "host", false, "the network namespace is the host's own: every program of it is captured")
 	c.Flags().Uint16Var(&o.port, "port", 15001, "`port` where the gate takes captured connections (merlon-gate -capture)")
 	c.Flags().StringVar(&o.user, "gate-user", "", "`user` that the gate runs as, and nothing else does; needed")
 	c.Flags().UintSliceVar(&o.service, "service", nil, "`ports` of the service, which nobody but the gate may reach then")
@@ -190,7 +190,6 @@ func newCaptureRemove(u *ui) *cobra.Command {
 			return nil
 		},
 	}
-	o.flags(c)
-	c.Flags().MarkHidden("host")
+	o.where(c)
 	return c
 }
