@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -62,11 +63,11 @@ type conn struct {
 	// lingers says that the client may still be sending what nobody will use.
 	lingers bool
 
-	counted   bool   // among the connections of its client
-	port      uint16 // of the local port that the client came to; 0 for none
-	mute      bool   // the client does not speak HTTP, and gets none
-	tunnels   bool   // the other gate opens a tunnel, and nothing else
-	websocket bool   // the tunnel in progress is one
+	counted   bool // among the connections of its client
+	door      door // that the client came in by
+	mute      bool // the client does not speak HTTP, and gets none
+	tunnels   bool // the other gate opens a tunnel, and nothing else
+	websocket bool // the tunnel in progress is one
 
 	watch     watch // of what this goroutine waits for
 	bodyWatch watch // of what the goroutine of stream waits for
@@ -121,10 +122,10 @@ func (rd *reader) bytes() []byte { return rd.buf[rd.r:rd.w] }
 var conns = sync.Pool{New: func() any { return new(conn) }}
 
 // serveConn owns nc until it is closed.
-func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr, perClient bool, port uint16) {
+func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr, perClient bool, in door) {
 	c := g.newConn(nc, at)
 	c.peer.addr, c.peer.client = client, client.String()
-	c.port = port
+	c.door = in
 	c.counted = perClient
 	defer c.end()
 	if !g.open.add(c) {
@@ -140,10 +141,18 @@ func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr, perClient 
 	switch {
 	case err != nil:
 		g.metrics.handshakes[at].Add(1)
-		g.cfg.Log.Debug("connection refused", "at", at, "client", client, "error", err)
+		level := slog.LevelDebug
+		if in.captured { // its own service, or rules that are wrong
+			level = slog.LevelWarn
+		}
+		g.cfg.Log.Log(context.Background(), level, "connection refused", "at", at, "client", client, "error", err)
 		return
-	case c.port != 0:
+	case c.door.port != 0:
 		c.serveLocal()
+	case c.door.captured && !c.mute:
+		c.serveHTTP1()
+	case c.door.captured:
+		c.openTunnel(c.peer.toward.String())
 	case c.speaksHTTP2():
 		c.serveHTTP2()
 	default:
@@ -206,7 +215,7 @@ func (c *conn) release() {
 	if cap(c.text) > maxSpare {
 		c.text = nil
 	}
-	c.counted, c.port, c.mute, c.tunnels, c.websocket = false, 0, false, false, false
+	c.counted, c.door, c.mute, c.tunnels, c.websocket = false, door{}, false, false, false
 	c.live = live{onClient: c.live.onClient, onUpstream: c.live.onUpstream}
 	c.rest()
 	c.dropInput()
@@ -241,6 +250,9 @@ func (c *conn) prove() error {
 			c.net, c.in.conn = tc, tc
 		}
 	}
+	if c.door.captured {
+		return c.track()
+	}
 	return nil // who is at the other end of Outbound depends on the orders
 }
 
@@ -266,7 +278,7 @@ func (c *conn) proveOwn() {
 		if l, stream := end.(*lane); stream {
 			end = l.m.net
 		}
-		if err := cfg.Own(end); err != nil {
+		if err := cfg.Own(p.dialing(end)); err != nil {
 			p.stranger = err.Error()
 			return
 		}
@@ -322,7 +334,7 @@ func renewal(now, until time.Time) time.Time { return until.Add(-until.Sub(now) 
 // next serves one request and reports whether another may follow.
 func (c *conn) next() bool {
 	limits := c.at.limits()
-	limits.Connect = c.at == Outbound || c.tunnels
+	limits.Connect = c.at == Outbound && (c.mute || !c.peer.toward.IsValid()) || c.tunnels
 	c.req.Reset()
 	for c.in.r == c.in.w {
 		c.rest()

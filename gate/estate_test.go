@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -80,6 +81,7 @@ type setup struct {
 	lifetime  time.Duration  // of SVIDs
 	records   record.Options // of every gate
 	own       func(net.Conn) error
+	captured  func(net.Conn) (netip.AddrPort, error)
 }
 
 func (s setup) start(t testing.TB, text string) *estate {
@@ -176,6 +178,7 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place) *gate.Gate {
 		Log:         log,
 		Bounds:      e.setup.bounds,
 		Own:         e.setup.own,
+		Captured:    e.setup.captured,
 		Portable:    portable,
 		EdgeCertificate: func(hosts []string) (*tls.Certificate, error) {
 			cert, pem, err := e.auth.EdgeCertificate(hosts)

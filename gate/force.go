@@ -33,6 +33,7 @@ type force struct {
 	edgeTLS  *tls.Config             // edge: nil for plain HTTP
 	slashes  bool                    // some service keeps encoded slashes in its segments
 	locals   map[uint16]string       // outbound: local port -> the service that it leads to
+	targets  targets                 // outbound: where services are dialed, for captured connections
 	fresh    map[uint16]net.Listener // of locals, until they are taken up
 	proxied  []netip.Prefix          // edge: whose connections begin with a PROXY protocol header
 	series   *series                 // where its calls are counted
@@ -122,6 +123,7 @@ func (g *Gate) prepare(o *merlon.Orders, old *force) (*force, error) {
 		}
 		f.names[s.Name] = s.Name
 	}
+	f.targets = targetsOf(o)
 	if err := f.prepareLocal(); err != nil {
 		return nil, err
 	}

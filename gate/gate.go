@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -56,6 +57,16 @@ type Config struct {
 	// after new orders and AskOwn. Without it every process that reaches the local
 	// side calls as the service, and orders that name a workload are refused.
 	Own func(net.Conn) error
+
+	// Captured returns where a connection to the listener of ServeCaptured was
+	// going when the kernel brought it there, and refuses one that was not
+	// brought, and one of this gate's own. It is asked once per connection; nil
+	// refuses all.
+	Captured func(net.Conn) (netip.AddrPort, error)
+
+	// Resolve finds the addresses of names under which services are dialed, for
+	// captured connections; nil for the system's.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 
 	// Listen opens a local port, by a name under which it may be handed on to
 	// another process; nil for net.Listen.
@@ -117,6 +128,7 @@ type Gate struct {
 	open     registry
 	tunnels  tunnels
 	ports    ports
+	dialed   dialed
 	runners  runners
 	tidy     tidy
 	swapping sync.Mutex
@@ -135,6 +147,11 @@ func New(cfg Config) (*Gate, error) {
 	cfg.Bounds.setDefaults()
 	if cfg.Listen == nil {
 		cfg.Listen = func(_, address string) (net.Listener, error) { return net.Listen("tcp", address) }
+	}
+	if cfg.Resolve == nil {
+		cfg.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
 	}
 	if cfg.Source == nil || cfg.Records == nil || cfg.Log == nil {
 		return nil, errors.New("gate: Source, Records and Log are needed")
@@ -173,9 +190,19 @@ func (p Position) String() string { return [...]string{"edge", "in", "out"}[p] }
 
 // Serve accepts connections from l until l is closed or the gate drains. It
 // always returns a non-nil error; net.ErrClosed after a drain.
-func (g *Gate) Serve(l net.Listener, at Position) error { return g.serve(l, at, 0) }
+func (g *Gate) Serve(l net.Listener, at Position) error { return g.serve(l, at, door{}) }
 
-func (g *Gate) serve(l net.Listener, at Position, port uint16) error {
+// ServeCaptured is Serve at Outbound for connections that the kernel brings to
+// l while they go elsewhere.
+func (g *Gate) ServeCaptured(l net.Listener) error { return g.serve(l, Outbound, door{captured: true}) }
+
+// door is what else is known of where a connection comes in.
+type door struct {
+	port     uint16 // of the local port; 0 for none
+	captured bool   // it was going elsewhere
+}
+
+func (g *Gate) serve(l net.Listener, at Position, in door) error {
 	if !g.open.addListener(l) {
 		l.Close()
 		return net.ErrClosed
@@ -205,7 +232,7 @@ func (g *Gate) serve(l net.Listener, at Position, port uint16) error {
 			continue
 		}
 		g.tidy.opened.Add(1)
-		go g.serveConn(nc, at, client, perClient, port)
+		go g.serveConn(nc, at, client, perClient, in)
 	}
 }
 

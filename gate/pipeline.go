@@ -40,6 +40,7 @@ const (
 	ReasonTimeout        merlon.Reason = "upstream_timeout"     // the answer did not begin in time
 	ReasonRevoked        merlon.Reason = "revoked"              // allowed when it began, not any more
 	ReasonNotOwn         merlon.Reason = "not_own_workload"     // the caller on the local side is not the gate's own service
+	ReasonMisdirected    merlon.Reason = "misdirected"          // a captured request names another service than the one it was sent to
 	ReasonPeerExpired    merlon.Reason = "peer_expired"         // the caller's certificate ended during the connection
 	ReasonDefect         merlon.Reason = "gate_defect"          // the gate met a defect of its own
 
@@ -107,7 +108,10 @@ type peer struct {
 	under    *force
 	proof    uint64
 	stranger string
-	renew    time.Time // Inbound: when the connection should make way for one with a newer certificate
+	// Outbound, captured: where the client was going, and the services there.
+	toward netip.AddrPort
+	meant  []string
+	renew  time.Time // Inbound: when the connection should make way for one with a newer certificate
 	// The number of caller in the series of some orders; see metrics.go.
 	counted *series
 	party   int
@@ -303,7 +307,11 @@ func (x *exchange) route() merlon.Verdict {
 	}
 	if x.at == Outbound {
 		name, known := x.named()
-		if !known {
+		switch {
+		case known:
+		case len(x.peer.meant) > 0:
+			return deny(ReasonMisdirected)
+		default:
 			return deny(merlon.ReasonNoService)
 		}
 		r = name
@@ -421,6 +429,8 @@ func Status(r merlon.Reason, stranger bool) int {
 		return 426
 	case ReasonTunnel:
 		return 405
+	case ReasonMisdirected:
+		return 421 // RFC 9110 15.5.20
 	case upstream.ReasonNoEndpoint, upstream.ReasonConnect, upstream.ReasonClosed, ReasonUpstreamBroken, ReasonUpstreamBad:
 		return 502
 	case ReasonNotGRPC:

@@ -28,6 +28,9 @@ var errNotTunnel = errors.New("the other gate does not speak " + tunnelProtocol)
 
 // named is the service that an application means by the host of its request.
 func (x *exchange) named() (name string, known bool) {
+	if x.peer.toward.IsValid() {
+		return x.dialed()
+	}
 	if x.connects() { // exactly the host and the port that the intent names
 		if name, known = x.f.names[x.call.Host+x.port]; known {
 			return name, true
@@ -82,15 +85,19 @@ func (c *conn) proveTunnel() error {
 // in its client's place, who sees nothing but the tunnel.
 func (c *conn) serveLocal() {
 	f := c.g.force.Load()
-	name := f.locals[c.port]
+	name := f.locals[c.door.port]
 	if name == "" {
 		return // a swap has just closed the port
 	}
-	port := strconv.Itoa(int(c.port))
+	port := strconv.Itoa(int(c.door.port))
 	if s := f.orders.Intent.Service(name); s.External {
 		name, port, _ = net.SplitHostPort(s.Hosts[0])
 	}
-	target := net.JoinHostPort(name, port)
+	c.openTunnel(net.JoinHostPort(name, port))
+}
+
+// openTunnel asks for the tunnel to target in the client's place.
+func (c *conn) openTunnel(target string) {
 	c.mute = true
 	c.keepInput()
 	c.hold()
@@ -179,7 +186,7 @@ func (g *Gate) settlePorts(f *force) {
 	}
 	for port, l := range f.fresh {
 		p.open[port] = l
-		go g.serve(l, Outbound, port)
+		go g.serve(l, Outbound, door{port: port})
 	}
 	f.fresh = nil
 }

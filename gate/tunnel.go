@@ -409,7 +409,7 @@ func (t *tunnel) prove(own func(net.Conn) error) {
 	if local == nil {
 		return
 	}
-	if err := own(local); err != nil {
+	if err := own(t.c.peer.dialing(local)); err != nil {
 		t.stop(failure{reason: ReasonNotOwn, cause: err})
 	}
 }

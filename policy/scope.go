@@ -144,15 +144,21 @@ func (p *part) inbound(s *merlon.Service) {
 // in shadow mode and let pass what no rule allows.
 func (p *part) outbound(s *merlon.Service) {
 	only := func(caller string) bool { return caller == s.Name }
-	for _, i := range p.calls[s.Name] {
-		if t := &p.in.Services[i]; t.Name != s.Name {
-			p.callee(t, only, p.in.Mode == merlon.Shadow || t.Mode == merlon.Shadow)
+	take := func(t *merlon.Service, all bool) {
+		if t.Name == s.Name {
+			return
+		}
+		callee := p.callee(t, only, all)
+		if !t.External {
+			callee.Addresses = t.Addresses // which s dials when its calls are captured
 		}
 	}
+	for _, i := range p.calls[s.Name] {
+		t := &p.in.Services[i]
+		take(t, p.in.Mode == merlon.Shadow || t.Mode == merlon.Shadow)
+	}
 	for _, i := range p.shadow {
-		if t := &p.in.Services[i]; t.Name != s.Name {
-			p.callee(t, only, true)
-		}
+		take(&p.in.Services[i], true)
 	}
 }
 

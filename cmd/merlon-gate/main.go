@@ -32,6 +32,7 @@ type options struct {
 	admin, probe                   string
 	drain, outlive                 time.Duration
 	procs, connections             int
+	capture                        uint
 	portable                       bool
 }
 
@@ -41,6 +42,7 @@ func parse() (o options, err error) {
 	flag.StringVar(&o.records, "records", "", "`directory` for the records of decisions")
 	flag.StringVar(&o.in, "in", "", "`address` for calls from other gates (a gate beside a service)")
 	flag.StringVar(&o.out, "out", "", "`address` for calls of the own service (a gate beside a service)")
+	flag.UintVar(&o.capture, "capture", 0, "`port` of 127.0.0.1 and ::1 to which merlon capture brings calls of the own service (a gate beside a service)")
 	flag.StringVar(&o.admin, "admin", "", "`address` for /livez, /readyz and /metrics, such as 127.0.0.1:9901; default is none")
 	flag.StringVar(&o.probe, "probe", "", "ask the gate at -admin whether it is `live or ready`, and end with status 0 or 1")
 	flag.DurationVar(&o.drain, "drain", 30*time.Second, "how long calls may still take after SIGTERM")
@@ -54,6 +56,10 @@ func parse() (o options, err error) {
 		err = fmt.Errorf("%q is no flag", flag.Arg(0))
 	case o.procs < 0, o.connections < 0, o.drain < 0, o.outlive < 0:
 		err = errors.New("-procs, -connections, -drain and -outlive are not negative")
+	case o.capture > 65535:
+		err = fmt.Errorf("-capture %d is no port", o.capture)
+	case o.capture != 0 && os.Geteuid() == 0:
+		err = errors.New("-capture needs a gate that runs as a user of its own: as root, what it captures could not be told from its own calls")
 	case o.probe != "" && o.admin == "":
 		err = errors.New("-probe needs -admin")
 	case o.probe == "" && (o.orders == "" || o.svid == "" || o.records == ""):

@@ -71,6 +71,7 @@ func (s *server) begin(orders *merlon.Orders) (err error) {
 	}
 	s.gate, err = gate.New(gate.Config{
 		Own:         s.own.check,
+		Captured:    captured,
 		Place:       orders.Place,
 		TrustDomain: orders.Intent.TrustDomain,
 		Source:      source,
@@ -102,6 +103,13 @@ func (s *server) serve() error {
 	if err != nil {
 		return err
 	}
+	captures, err := s.listenCaptured()
+	if err != nil {
+		return err
+	}
+	if len(listeners)+len(captures) == 0 {
+		return errors.New("nothing to serve: a gate beside a service needs -in, -out or -capture")
+	}
 	var admin net.Listener
 	if s.opt.admin != "" {
 		if admin, err = s.sockets.Listen("admin", s.opt.admin); err != nil {
@@ -127,6 +135,10 @@ func (s *server) serve() error {
 	for at, l := range listeners {
 		s.log.Info("serving", "place", s.orders.Place.String(), "at", at.String(), "address", l.Addr().String())
 		go s.gate.Serve(l, at)
+	}
+	for _, l := range captures {
+		s.log.Info("serving", "place", s.orders.Place.String(), "at", "capture", "address", l.Addr().String())
+		go s.gate.ServeCaptured(l)
 	}
 	if admin != nil {
 		s.serveAdmin(admin)
@@ -157,9 +169,6 @@ func (s *server) listen() (map[gate.Position]net.Listener, error) {
 			return nil, fmt.Errorf("%v of %v: %w", at, s.orders.Place, err)
 		}
 		listeners[at] = l
-	}
-	if len(listeners) == 0 {
-		return nil, errors.New("nothing to serve: a gate beside a service needs -in or -out")
 	}
 	return listeners, nil
 }
