@@ -241,7 +241,7 @@ func TestOfflineRoot(t *testing.T) {
 	put("ca.cnf", []byte("basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign\nsubjectAltName=URI:spiffe://"+td+"\n"))
 	put("leaf.cnf", []byte("basicConstraints=CA:FALSE\n"))
 	run("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "root.key", "-out", "root.pem", "-days", "3650", "-subj", "/CN=offline root")
-	sign := func(config string) []byte {
+	sign := func(config, days string) []byte {
 		t.Helper()
 		csr, err := Request(dir, td)
 		if err != nil {
@@ -251,19 +251,19 @@ func TestOfflineRoot(t *testing.T) {
 			t.Fatalf("another key when it is asked again: %v", err)
 		}
 		put("csr.pem", csr)
-		run("x509", "-req", "-in", "csr.pem", "-CA", "root.pem", "-CAkey", "root.key", "-days", "180", "-extfile", config, "-out", "signed.pem")
+		run("x509", "-req", "-in", "csr.pem", "-CA", "root.pem", "-CAkey", "root.key", "-days", days, "-extfile", config, "-out", "signed.pem")
 		return get("signed.pem")
 	}
 	if err := Install(dir, td, get("root.pem"), time.Now()); err == nil {
 		t.Error("installed what nobody asked for")
 	}
-	bad, root := sign("leaf.cnf"), get("root.pem")
-	for name, certs := range map[string][]byte{"no CA": append(bad, root...), "no root": sign("ca.cnf"), "nothing": nil, "the root alone": root} {
+	bad, root := sign("leaf.cnf", "90"), get("root.pem")
+	for name, certs := range map[string][]byte{"no CA": append(bad, root...), "no root": sign("ca.cnf", "90"), "nothing": nil, "the root alone": root} {
 		if err := Install(dir, td, certs, time.Now()); err == nil {
 			t.Errorf("%s: installed", name)
 		}
 	}
-	if err := Install(dir, td, append(sign("ca.cnf"), root...), time.Now()); err != nil {
+	if err := Install(dir, td, append(sign("ca.cnf", "90"), root...), time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, requestFile)); err == nil {
@@ -282,7 +282,7 @@ func TestOfflineRoot(t *testing.T) {
 	if s := a.Status(c.Now()); !strings.Contains(s.Err, "merlon id csr") || s.Alarms["intermediate"] != "half over" {
 		t.Errorf("%+v", s)
 	}
-	if err := Install(dir, td, append(sign("ca.cnf"), root...), c.Now()); err != nil {
+	if err := Install(dir, td, append(sign("ca.cnf", "180"), root...), c.Now()); err != nil {
 		t.Fatal(err)
 	}
 	c.Advance(2 * time.Minute)
