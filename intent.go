@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -16,7 +17,8 @@ type Intent struct {
 	Gateway     *Gateway    `json:"gateway,omitzero"` // nil: nothing is reachable from outside
 	Services    []Service   `json:"services"`         // in the order of Name
 	Guardrails  []Guardrail `json:"guardrails,omitzero"`
-	Telemetry   *Telemetry  `json:"telemetry,omitzero"` // nil: gates tell nobody unasked
+	Federation  []Partner   `json:"federation,omitzero"` // in the order of TrustDomain
+	Telemetry   *Telemetry  `json:"telemetry,omitzero"`  // nil: gates tell nobody unasked
 	Tests       []Test      `json:"tests,omitzero"`
 }
 
@@ -35,6 +37,16 @@ func (in *Intent) Service(name string) *Service {
 		return nil
 	}
 	return &in.Services[i]
+}
+
+// Partner finds a partner by its trust domain, or returns nil.
+func (in *Intent) Partner(trustDomain string) *Partner {
+	for i := range in.Federation {
+		if in.Federation[i].TrustDomain == trustDomain {
+			return &in.Federation[i]
+		}
+	}
+	return nil
 }
 
 // SPIFFEID is the identity of a workload of this intent, such as
@@ -270,7 +282,7 @@ const (
 // Rule is one sentence of an intent: this caller, these operations, under
 // these conditions. It belongs to the service it protects.
 type Rule struct {
-	Caller     string   `json:"caller"` // a service, a login, or AnyCaller
+	Caller     string   `json:"caller"` // a service, a login, AnyCaller, or a workload of a partner
 	Pos        Pos      `json:"pos"`    // of the caller's name
 	Operations []string `json:"operations"`
 	All        bool     `json:"all,omitzero"` // written as "all"; Operations lists them nevertheless
@@ -301,6 +313,35 @@ const (
 	PerClient LimitKey = iota // the client's address
 	PerCaller                 // the proved caller: service, or login and subject
 )
+
+// Partner is another trust domain whose workloads may be callers. As a caller a
+// workload is named by trust domain and path, such as partner.example/billing for
+// spiffe://partner.example/billing.
+type Partner struct {
+	TrustDomain string `json:"trustDomain"`
+	Pos         Pos    `json:"pos"`
+	Bundle      string `json:"bundle,omitzero"`     // https URL of its bundle endpoint (SPIFFE Federation 5)
+	EndpointID  string `json:"endpointID,omitzero"` // SPIFFE ID that the endpoint proves; "" for a certificate of the web
+	First       string `json:"first,omitzero"`      // the bundle to begin with, read from a file
+	AllowLocal  bool   `json:"allowLocal,omitzero"` // Bundle may be at a private address
+}
+
+// Profile is how the bundle endpoint proves itself (SPIFFE Federation 5.2).
+func (p *Partner) Profile() string {
+	if p.EndpointID == "" {
+		return "https_web"
+	}
+	return "https_spiffe"
+}
+
+// ForeignDomain is the trust domain in the name of a workload of a partner, or ""
+// if it is any other name: those have no slash.
+func ForeignDomain(caller string) string {
+	if i := strings.IndexByte(caller, '/'); i > 0 {
+		return caller[:i]
+	}
+	return ""
+}
 
 // Guardrail is a denial that owners of a service cannot lift. It goes before
 // every rule.

@@ -250,7 +250,7 @@ func (p Place) Workload() string {
 
 // OrdersVersion is the version of the Orders a control plane writes and a gate
 // reads. A gate refuses any other. History: 1, the first; 2, HTTP/2 and gRPC to
-// services, WebSockets, bytes over TCP, traces.
+// services, WebSockets, bytes over TCP, traces, callers of other trust domains.
 const OrdersVersion = 2
 
 // Orders is all that one place needs to enforce the policy, and nothing else.

@@ -74,6 +74,7 @@ type Options struct {
 	// of the key's life if that is less.
 	Notice time.Duration
 
+	Issuer   string           // iss of JWT-SVIDs, for who takes them as tokens of OpenID Connect; "" for none
 	Upstream Upstream         // signs the intermediates, instead of a root of our own; may be nil
 	Now      func() time.Time // nil is time.Now
 	Log      *slog.Logger     // hears of failed renewals and of what nears its end; nil is nowhere

@@ -54,7 +54,11 @@ func (a *Authority) IssueJWT(id string, audience []string, now time.Time) (token
 		return "", time.Time{}, err
 	}
 	serial := hex.EncodeToString(random(16))
-	payload, err := json.Marshal(map[string]any{"sub": id, "aud": audience, "iat": now.Unix(), "exp": notAfter.Unix(), "jti": serial})
+	claims := map[string]any{"sub": id, "aud": audience, "iat": now.Unix(), "exp": notAfter.Unix(), "jti": serial}
+	if a.opt.Issuer != "" {
+		claims["iss"] = a.opt.Issuer
+	}
+	payload, err := json.Marshal(claims)
 	if err != nil {
 		return "", time.Time{}, err
 	}

@@ -25,6 +25,7 @@ import (
 
 	"merlon"
 	"merlon/authority"
+	"merlon/federation"
 	"merlon/intent"
 	"merlon/policy"
 	"merlon/verify"
@@ -58,6 +59,8 @@ type Options struct {
 	Explain func(ctx context.Context, pid int) (*Explanation, error)
 	// Authority says how the keys of the authority fare. It may be nil.
 	Authority func() authority.Status
+	// Federation says how the bundles of partners fare. It may be nil.
+	Federation func() []federation.Status
 }
 
 // Control is a control plane. It is safe for concurrent use.

@@ -7,6 +7,7 @@ import (
 
 	"merlon/attest"
 	"merlon/authority"
+	"merlon/federation"
 )
 
 // Explanation says which service a process is, and why it is no other.
@@ -42,12 +43,22 @@ func (c *Control) serveAuthority(*http.Request) (any, error) {
 	if c.opt.Authority == nil {
 		return nil, &statusError{http.StatusNotFound, errors.New("there is no authority here")}
 	}
-	return c.opt.Authority(), nil
+	out := Identity{Status: c.opt.Authority()}
+	if c.opt.Federation != nil {
+		out.Federation = c.opt.Federation()
+	}
+	return out, nil
+}
+
+// Identity is how the keys of the authority fare, and the bundles of partners.
+type Identity struct {
+	authority.Status
+	Federation []federation.Status `json:"federation,omitempty"`
 }
 
 // Authority asks how the keys of the authority fare.
-func (c *Client) Authority(ctx context.Context) (*authority.Status, error) {
-	return call[authority.Status](ctx, c, http.MethodGet, "/v1/identity", nil)
+func (c *Client) Authority(ctx context.Context) (*Identity, error) {
+	return call[Identity](ctx, c, http.MethodGet, "/v1/identity", nil)
 }
 
 // Explain asks which service a process is.

@@ -39,6 +39,9 @@ func newForce(commit Commit, in *merlon.Intent, p *policy.Policy) *force {
 		}
 		seen := map[merlon.Place]bool{}
 		for j := range s.Rules {
+			if merlon.ForeignDomain(s.Rules[j].Caller) != "" {
+				continue // their gates get no orders from here
+			}
 			if from := f.callerPlace(s.Rules[j].Caller); !seen[from] {
 				seen[from] = true
 				f.callers[s.Name] = append(f.callers[s.Name], from)
@@ -79,8 +82,11 @@ func (f *force) callerPlace(caller string) merlon.Place {
 // needs are the places that must enforce a rule of service s for the given
 // caller: where the call begins and, for a service of ours, where it ends.
 func (f *force) needs(s *merlon.Service, caller string) []merlon.Place {
-	from := f.callerPlace(caller)
 	to := merlon.Place{Service: s.Name}
+	if merlon.ForeignDomain(caller) != "" {
+		return []merlon.Place{to}
+	}
+	from := f.callerPlace(caller)
 	switch {
 	case s.External:
 		return []merlon.Place{from}

@@ -198,7 +198,7 @@ func (h *hostility) ask(t testing.TB, client int, method, path string) (res *htt
 	}
 	w.t = t
 	h.wires[client] = nil
-	w.SetDeadline(time.Now().Add(20 * time.Second))
+	w.SetDeadline(time.Now().Add(patience))
 	w.send(method + " " + path + " HTTP/1.1\r\nHost: shop.example\r\n\r\n")
 	var err error
 	for res == nil || res.StatusCode < 200 {
@@ -269,7 +269,7 @@ func (h *hostility) attack2(t testing.TB, n int) {
 	if h.two == nil {
 		h.two, h.id = dial2(t, h.e.edge), 1
 	}
-	h.two.SetDeadline(time.Now().Add(20 * time.Second))
+	h.two.SetDeadline(time.Now().Add(patience))
 	evil, good := h.id, h.id+2
 	h.id += 4
 	h.calls++

@@ -302,16 +302,29 @@ func (c *conn) proveWorkload(tc *tls.Conn) error {
 	if err != nil {
 		return err
 	}
-	name, err := spiffe.Name(id, c.g.cfg.TrustDomain)
+	name, err := c.g.peerName(id)
 	if err != nil {
 		return err
 	}
 	leaf := state.PeerCertificates[0]
 	c.peer.key, c.peer.until = leaf.PublicKey, leaf.NotAfter
 	c.peer.renew = renewal(time.Now(), leaf.NotAfter)
+	c.peer.foreign = merlon.ForeignDomain(name) != ""
 	c.peer.caller = merlon.Caller{Kind: merlon.Workload, Name: name, Subject: id}
 	c.net, c.in.conn = tc, tc
 	return nil
+}
+
+// peerName is the name of a workload in rules, by the SPIFFE ID that it proved.
+func (g *Gate) peerName(id string) (string, error) {
+	of, foreign, err := spiffe.ForeignName(id)
+	if err != nil {
+		return "", err
+	}
+	if of == g.cfg.TrustDomain {
+		return spiffe.Name(id, of)
+	}
+	return foreign, nil
 }
 
 // renewal is when a connection that rests on certificates until then should
@@ -429,7 +442,7 @@ func (x *exchange) begin() {
 	x.kind, x.events, x.web, x.deadline, x.coded = grpc.None, false, false, 0, false
 	x.start = time.Now()
 	x.id = ""
-	if x.at == Inbound {
+	if x.at == Inbound && !x.peer.foreign {
 		x.id = validID(lastField(x.req, headerRequest))
 	}
 	if x.id == "" {

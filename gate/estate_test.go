@@ -261,7 +261,7 @@ func (e *estate) evidence(place merlon.Place) []record.Record {
 // until waits for a condition, and fails the test if it does not come.
 func until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	look := time.NewTicker(time.Millisecond)
 	defer look.Stop()
 	for !condition() {
@@ -286,7 +286,7 @@ func (e *estate) client() *http.Client {
 		MaxIdleConnsPerHost: 64,
 	}
 	e.t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: 20 * time.Second}
+	return &http.Client{Transport: tr, Timeout: 2 * patience}
 }
 
 // as is an HTTP client that calls as a service does, through its gate.
@@ -299,7 +299,7 @@ func (e *estate) as(service string) *http.Client {
 		MaxIdleConnsPerHost: 64,
 	}
 	e.t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr, Timeout: 20 * time.Second}
+	return &http.Client{Transport: tr, Timeout: 2 * patience}
 }
 
 // answer is what a client sees of one call.

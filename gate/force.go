@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"maps"
 	"net"
@@ -67,6 +68,9 @@ func (g *Gate) swap(o *merlon.Orders) error {
 	}
 	if own := o.Intent.Service(o.Place.Service); own != nil && own.Workload != nil && g.cfg.Own == nil {
 		return fmt.Errorf("%v: this gate cannot tell the workload of %s from other processes", own.Workload.Pos, own.Name)
+	}
+	if f := o.Intent.Federation; len(f) > 0 && g.cfg.RootsOf == nil {
+		return fmt.Errorf("%v: this gate is given no bundle of trust domain %s", f[0].Pos, f[0].TrustDomain)
 	}
 	old := g.force.Load()
 	f, err := g.prepare(o, old)
@@ -255,13 +259,23 @@ func (g *Gate) upstreamTLS(e merlon.Endpoint) (*tls.Config, any) {
 
 // inboundTLS is how a gate proves itself to others.
 func (g *Gate) inboundTLS() *tls.Config {
-	c := spiffe.ServerConfig(g.cfg.Source, g.cfg.TrustDomain)
+	c := spiffe.FederatedConfig(g.cfg.Source, g.cfg.TrustDomain, g.rootsOf)
 	c.NextProtos = protocols()
 	if f := g.force.Load(); f != nil && f.speaksTCP() {
 		c.NextProtos = []string{tunnelProtocol}
 	}
 	c.DynamicRecordSizingDisabled = true
 	return c
+}
+
+// rootsOf are the roots of another trust domain, if the orders name a workload
+// of it as a caller; or nil.
+func (g *Gate) rootsOf(trustDomain string) *x509.CertPool {
+	f := g.force.Load()
+	if f == nil || g.cfg.RootsOf == nil || f.orders.Intent.Partner(trustDomain) == nil {
+		return nil
+	}
+	return g.cfg.RootsOf(trustDomain)
 }
 
 // protocols are the versions of HTTP that a gate speaks over TLS (RFC 7301).

@@ -82,11 +82,11 @@ func (c *conn) awaitBody() error {
 // had closed meanwhile is the usual cause and needs no budget.
 func (c *conn) mayRetry(cluster *upstream.Cluster, up *upstream.Conn, f failure, attempt int) bool {
 	switch {
-	case up == nil || attempt > 1 || f.reason != ReasonUpstreamBroken || c.up.w > 0:
+	case up == nil || f.reason != ReasonUpstreamBroken || c.up.w > 0:
 		return false
 	case f.kind == upstream.Refused:
-		return (attempt == 0 || cluster.MayRetry()) && (c.stream == nil || c.stream.rewind())
-	case !c.sendsWhole():
+		return refusedAgain(cluster, f, attempt) && (c.stream == nil || c.stream.rewind())
+	case attempt > 1 || !c.sendsWhole():
 		return false
 	}
 	switch c.req.Method {
@@ -94,6 +94,16 @@ func (c *conn) mayRetry(cluster *upstream.Cluster, up *upstream.Conn, f failure,
 		return up.Reused || cluster.MayRetry()
 	}
 	return false
+}
+
+// maxGoneAway is how often a call may meet a connection that takes no more.
+const maxGoneAway = 8
+
+// refusedAgain reports whether a call that was refused may risk it once more. That
+// it met the end of a connection says nothing about the load of the upstream;
+// that it alone was refused may.
+func refusedAgain(cluster *upstream.Cluster, f failure, attempt int) bool {
+	return attempt == 0 || attempt < maxGoneAway && errors.Is(f.cause, errGoneAway) || attempt == 1 && cluster.MayRetry()
 }
 
 // bodyBuffered reports whether the whole request body was read with its head.
@@ -279,17 +289,18 @@ func (c *conn) broken(err error, reused bool) failure {
 		}
 		return failure{ReasonTimeout, errors.New("no answer within the service's timeout"), upstream.Timeout, true}
 	}
+	if _, refused := errors.AsType[*refusedError](err); refused {
+		return failure{ReasonUpstreamBroken, err, upstream.Refused, true}
+	}
+	if e, ok := errors.AsType[*http2.Error](err); ok {
+		return invalid(e)
+	}
 	if errors.Is(err, io.EOF) {
 		err = errors.New("the upstream closed the connection")
 	}
 	kind := upstream.Reset
 	if reused && c.up.w == 0 {
 		kind = upstream.Stale
-	}
-	if _, refused := errors.AsType[*refusedError](err); refused {
-		kind = upstream.Refused
-	} else if e, ok := errors.AsType[*http2.Error](err); ok {
-		return invalid(e)
 	}
 	return failure{ReasonUpstreamBroken, err, kind, true}
 }

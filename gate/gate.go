@@ -18,6 +18,7 @@ package gate
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -45,6 +46,10 @@ type Config struct {
 	Source      spiffe.Source // this place's SVID and the roots it trusts
 	Records     *record.Writer
 	Log         *slog.Logger
+
+	// RootsOf gives the roots of another trust domain, as they are now, or nil.
+	// Without it orders that name a caller of another trust domain are refused.
+	RootsOf func(trustDomain string) *x509.CertPool
 
 	// Own returns nil if the process at the other end of a connection to the
 	// local side is of the gate's own service, and else who is there, for the

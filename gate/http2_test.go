@@ -243,7 +243,7 @@ type frames2 struct {
 // dial2 connects to a gate without TLS.
 func dial2(t testing.TB, addr string) *frames2 {
 	c := dial(t, addr)
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	f := &frames2{Framer: xhttp2.NewFramer(c, c), Conn: c}
 	f.enc = hpack.NewEncoder(&f.block)
 	io.WriteString(c, xhttp2.ClientPreface)

@@ -93,10 +93,11 @@ func (l *linkStream) Read(b []byte) (int, error) {
 func (l *linkStream) write(b []byte, send func(whole []byte) (int, error)) (int, error) {
 	total := len(b)
 	for len(b) > 0 && !l.whole {
-		err := l.gone(l.late.write)
-		n := 0
+		var n int
+		var err error
 		switch {
-		case err != nil:
+		case l.closed:
+			err = net.ErrClosed
 		case l.headed:
 			n, err = l.writeBody(b)
 		default:
@@ -132,6 +133,9 @@ func (l *linkStream) writeHead(b []byte, send func(whole []byte) (int, error)) (
 
 // writeBody takes of b what belongs to a body.
 func (l *linkStream) writeBody(b []byte) (used int, err error) {
+	if err := l.gone(l.late.write); err != nil {
+		return 0, err
+	}
 	used, data, done, err := l.body.next(b)
 	if err != nil {
 		return 0, err
@@ -172,17 +176,17 @@ func (l *linkStream) send(data []byte, end bool) error {
 
 // untilTaken writes when the core has room for it.
 func (l *linkStream) untilTaken(write func() error) error {
-	for {
-		switch err := write(); {
+	err := l.gone(l.late.write)
+	for err == nil {
+		switch err = write(); {
 		case err == nil:
 			return nil
 		case !errors.Is(err, http2.ErrFull):
 			return l.untaken(err)
 		}
-		if err := l.await(); err != nil {
-			return err
-		}
+		err = l.await()
 	}
+	return err
 }
 
 // await waits until the core may take more.

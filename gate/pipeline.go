@@ -100,6 +100,9 @@ type peer struct {
 	client string           // addr as text
 	key    crypto.PublicKey // Inbound: public key of the peer's certificate
 	until  time.Time        // Inbound: when its certificate ends
+	// Inbound: it is of another trust domain, and its names of calls and traces
+	// are not believed.
+	foreign bool
 	// Outbound: the orders under which caller was proved, and who is there if it
 	// is not the own service; caller is nobody then.
 	under    *force

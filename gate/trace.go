@@ -59,7 +59,7 @@ func (x *exchange) joinTrace() {
 		t.Context, t.stateful = came, stateful // which passes, as it came
 		return
 	}
-	if ok && (x.at != AtEdge || traces.Trust) {
+	if ok && (x.at != AtEdge && !x.peer.foreign || traces.Trust) {
 		t.Context, t.stateful, t.parent = came, stateful, came.Span
 	} else {
 		t.linked = came

@@ -150,7 +150,7 @@ func (l *upLane) open(req *http1.Request) error {
 	for {
 		switch err := l.gone(l.late.write); {
 		case m.err != nil:
-			return &refusedError{m.err}
+			return &refusedError{fmt.Errorf("%w: %w", errGoneAway, m.err)}
 		case err != nil:
 			return err
 		}

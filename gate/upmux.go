@@ -65,6 +65,7 @@ var (
 type refusedError struct{ cause error }
 
 func (e *refusedError) Error() string { return e.cause.Error() }
+func (e *refusedError) Unwrap() error { return e.cause }
 
 // newUpMux speaks HTTP/2 over a connection that was just made.
 func (g *Gate) newUpMux(first *upstream.Conn, changed func()) (upstream.Mux, error) {

@@ -98,7 +98,7 @@ func app(t testing.TB, serve func(c net.Conn, r *bufio.Reader)) (address string)
 			}
 			go func() {
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(20 * time.Second))
+				c.SetDeadline(time.Now().Add(patience))
 				serve(c, bufio.NewReader(c))
 			}()
 		}

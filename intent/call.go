@@ -47,8 +47,8 @@ func parseCall(w word) (call, *problem) {
 	if !ok {
 		return fail(callHint)
 	}
-	if p := label(caller.text); p != nil {
-		return fail("the caller is a service, a login or anyone; " + callHint)
+	if p := callerName(caller.text); p != nil {
+		return fail("the caller is a service, a login, anyone or a workload such as partner.example/billing; " + callHint)
 	}
 	c := call{caller: caller}
 	c.Call.Caller = caller.text

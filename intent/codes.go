@@ -64,7 +64,7 @@ func Codes() []Code {
 		{codeName, "The name does not follow the rule for names."},
 		{codeReserved, "The name is a word of the language."},
 		{codeTwice, "Two places define one thing."},
-		{codeNoCaller, "No service or login has this name."},
+		{codeNoCaller, "No service or login has this name, and no workload of a partner."},
 		{codeNoService, "No service has this name."},
 		{codeNoZone, "No service is in a zone of this name."},
 		{codeHost, "The host name is not in its one canonical form."},

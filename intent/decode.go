@@ -28,6 +28,7 @@ type estate struct {
 	mode        merlon.Mode
 	gateway     *merlon.Gateway
 	telemetry   *merlon.Telemetry
+	partners    []*partnerDef
 	logins      []*loginDef
 	services    []*serviceDef
 	guardrails  []guardrailDef
@@ -44,6 +45,13 @@ type loginDef struct {
 	name, issuer, keys word
 	local              *word // allowLocal, when it is true
 	used               bool
+}
+
+type partnerDef struct {
+	merlon.Partner
+	name              word
+	profile, id, file *word
+	badID             bool // there is one, and it is reported
 }
 
 type serviceDef struct {
@@ -118,7 +126,7 @@ func (e *estate) read(s *source, lang *shape) {
 	}
 	for _, f := range d.fields(s.root) {
 		switch f.key.Value {
-		case "trustDomain", "mode", "gateway", "telemetry":
+		case "trustDomain", "mode", "gateway", "telemetry", "federation":
 			if s.name != rootFile {
 				d.fail(f.key, codeRootOnly, "move it to "+rootFile+", so that nobody changes the whole estate from the file of one service",
 					"%s is about the whole estate", f.key.Value)
@@ -134,6 +142,10 @@ func (e *estate) read(s *source, lang *shape) {
 			d.readGateway(f)
 		case "telemetry":
 			d.readTelemetry(f.value)
+		case "federation":
+			for _, p := range d.fields(f.value) {
+				d.readPartner(p)
+			}
 		case "services", "external":
 			for _, s := range d.fields(f.value) {
 				d.readService(s, f.key.Value == "external")
@@ -160,7 +172,7 @@ func (d *decoder) doubt(key string, n *yaml.Node) {
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			d.doubt(n.Content[i].Value, n.Content[i+1])
 		}
-	case "services", "external", "login":
+	case "services", "external", "login", "federation":
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			if k, v := n.Content[i], n.Content[i+1]; d.bad[n] || d.bad[k] || d.bad[v] {
 				d.dubious[k.Value] = true
@@ -273,6 +285,30 @@ func (d *decoder) readLogin(f field) {
 		}
 	}
 	d.logins = append(d.logins, l)
+}
+
+func (d *decoder) readPartner(f field) {
+	p := &partnerDef{name: d.word(f.key)}
+	p.TrustDomain, p.Pos = f.key.Value, p.name.pos
+	for _, f := range d.fields(f.value) {
+		w := d.word(f.value)
+		switch f.key.Value {
+		case "bundle":
+			p.Bundle = w.text
+		case "profile":
+			p.profile = &w
+		case "endpointID":
+			p.id, p.EndpointID = &w, w.text
+		case "first":
+			p.file = &w
+		case "allowLocal":
+			p.AllowLocal = w.text == "true"
+		}
+	}
+	for i := 0; p.id == nil && i < len(f.value.Content); i += 2 {
+		p.badID = p.badID || f.value.Content[i].Value == "endpointID"
+	}
+	d.partners = append(d.partners, p)
 }
 
 // readLimit reads a rate or a mapping; per is where it says what it counts.

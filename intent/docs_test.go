@@ -135,7 +135,7 @@ func TestExamples(t *testing.T) {
 	load := func(name, text string) {
 		n++
 		var out bytes.Buffer
-		fsys := files("merlon.yaml", text, "orders/openapi.yaml", exampleAPI, "keys.json", exampleKeys)
+		fsys := files("merlon.yaml", text, "orders/openapi.yaml", exampleAPI, "keys.json", exampleKeys, "partner.json", exampleBundle)
 		l, ds := Load(fsys)
 		if len(ds) > 0 {
 			Render(&out, fsys, ds, false)
@@ -172,3 +172,6 @@ func TestExamples(t *testing.T) {
 		t.Errorf("only %d examples", n)
 	}
 }
+
+// exampleBundle is the bundle of a partner.
+const exampleBundle = `{"keys":[{"kty":"EC","use":"jwt-svid","kid":"1","crv":"P-256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}`

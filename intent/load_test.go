@@ -453,7 +453,7 @@ func FuzzLoad(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		fsys := files("merlon.yaml", string(text), "orders/openapi.yaml", exampleAPI, "keys.json", exampleKeys)
+		fsys := files("merlon.yaml", string(text), "orders/openapi.yaml", exampleAPI, "keys.json", exampleKeys, "partner.json", exampleBundle)
 		l, ds := Load(fsys)
 		Render(&bytes.Buffer{}, fsys, ds, true)
 		if (l == nil) != ds.Failed() {

@@ -30,6 +30,7 @@ func (e *estate) resolve(rec *recorder) {
 			"write trustDomain: shop.example, with a name of your own", "the intent needs the key %q", "trustDomain")
 	}
 	e.resolveLogins(rec)
+	e.resolvePartners(rec)
 	for _, s := range e.services {
 		e.resolveOperations(s, rec)
 		e.resolveHosts(s)
@@ -58,6 +59,9 @@ func (e *estate) intent() *merlon.Intent {
 	in := &merlon.Intent{TrustDomain: e.trustDomain, Mode: e.mode, Gateway: e.gateway, Telemetry: e.telemetry}
 	for _, l := range e.logins {
 		in.Gateway.Logins = append(in.Gateway.Logins, l.LoginRule)
+	}
+	for _, p := range e.partners {
+		in.Federation = append(in.Federation, p.Partner)
 	}
 	for _, s := range e.services {
 		for _, r := range s.rules {
@@ -432,6 +436,10 @@ func (e *estate) operation(s *serviceDef, w word) bool {
 // resolveCaller checks that a rule's caller exists and can call s.
 func (e *estate) resolveCaller(s *serviceDef, r *ruleDef) {
 	w := r.caller
+	if merlon.ForeignDomain(r.Caller) != "" {
+		e.resolveForeign(s, r)
+		return
+	}
 	outside := r.Caller == merlon.AnyCaller
 	if l := e.login(r.Caller); l != nil {
 		l.used, outside = true, true
@@ -563,7 +571,10 @@ func (e *estate) zone(w word) bool {
 func (e *estate) resolveTest(t *testDef) {
 	isLogin := e.login(t.Call.Caller) != nil
 	outside := isLogin || t.Call.Caller == merlon.AnyCaller
-	if !outside {
+	if of := merlon.ForeignDomain(t.Call.Caller); of != "" && e.partner(of) == nil && !e.unsure(of) {
+		e.report.at(t.caller, codeNoCaller, "name a trust domain of the federation", "%q is no trust domain of the federation", clip(of))
+		return
+	} else if of == "" && !outside {
 		s := e.service(t.Call.Caller)
 		switch {
 		case s == nil && !e.unsure(t.Call.Caller):

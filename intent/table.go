@@ -34,6 +34,11 @@ func language() *shape {
 		{name: "guardrails", shape: &shape{list: &shape{object: guardrailKeys()}, empty: true},
 			doc:     "Denials that the owner of a service cannot lift. They go before every rule, also in shadow mode.",
 			example: inGuardrail("")},
+		{name: "federation", shape: &shape{dict: &shape{object: federationKeys()}, empty: true,
+			names: &text{what: "trust domains", check: trustDomain, code: codeTrustDomain, pattern: `^[a-z0-9._\-]{1,255}$`}},
+			doc: "Other trust domains whose workloads may be callers, by name. Their bundles are fetched and refreshed; each verifies the workloads of its own trust domain and of no other. " +
+				"A workload is named as a caller by trust domain and path: `partner.example/billing` is `spiffe://partner.example/billing`. Stands in `merlon.yaml` only.",
+			example: inFederation("")},
 		{name: "telemetry", shape: telemetryShape(),
 			doc:     "What gates tell unasked about the calls that pass them; metrics are there to be asked for, whatever stands here. Stands in `merlon.yaml` only.",
 			example: inTraces("")},
@@ -169,6 +174,31 @@ func loginKeys() []key {
 	}
 }
 
+func federationKeys() []key {
+	return []key{
+		{name: "bundle", required: true,
+			doc:     "The https URL of its bundle endpoint (SPIFFE Federation). Redirects are not followed.",
+			shape:   &shape{text: &text{what: "an https URL", check: httpsURL, code: codeURL}},
+			example: inFederation("")},
+		{name: "profile", def: "https_web",
+			doc:     "How the endpoint proves itself: `https_web` by a public certificate for its host, `https_spiffe` by an SVID.",
+			shape:   &shape{text: &text{what: "https_web or https_spiffe", enum: []string{"https_web", "https_spiffe"}}},
+			example: inFederation("profile: https_web")},
+		{name: "endpointID",
+			doc:     "The SPIFFE ID that the endpoint must prove, with `https_spiffe` only: of the partner, or of another partner.",
+			shape:   &shape{text: &text{what: "a SPIFFE ID", check: spiffeID}},
+			example: inFederation("profile: https_spiffe\nendpointID: spiffe://partner.example/bundle-endpoint\nfirst: partner.json")},
+		{name: "first",
+			doc:     "File with the bundle to begin with, a JSON Web Key Set, got from the partner in a way that you trust. An endpoint with an SVID of the partner needs it.",
+			shape:   &shape{text: &text{what: "a file", check: shortText}},
+			example: inFederation("first: partner.json")},
+		{name: "allowLocal", def: "false",
+			doc:     "Lets the URL of `bundle` be at a private address. Otherwise it is refused, so that nobody can make Merlon fetch from inside.",
+			shape:   &shape{text: &text{what: "true or false", enum: []string{"true", "false"}, number: true}},
+			example: inFederation("allowLocal: true")},
+	}
+}
+
 func serviceKeys(operations, callers *shape) []key {
 	addressText := &text{what: "host:port", check: address, code: codeAddress}
 	return []key{
@@ -190,7 +220,7 @@ func serviceKeys(operations, callers *shape) []key {
 			shape:   &shape{text: &text{what: "http, http2, grpc or tcp", enum: []string{"http", "http2", "grpc", "tcp"}}},
 			example: "trustDomain: shop.example\nservices:\n  payments: {}\n  ledger:\n    protocol: tcp\n    callers: {payments: all}\n"},
 		{name: "callers", shape: callers,
-			doc:     "Who may call this service: a service, a login, or `anyone` (everyone who comes through the gateway, with or without a login). What they may call: `all`, a list of operations, a mapping with conditions, or a list of such mappings. Who is not here is denied.",
+			doc:     "Who may call this service: a service, a login, `anyone` (everyone who comes through the gateway, with or without a login), or a workload of another trust domain, such as `partner.example/billing` (see `federation`). What they may call: `all`, a list of operations, a mapping with conditions, or a list of such mappings. Who is not here is denied.",
 			example: callersExample("callers:\n  anyone: [health]\n  web: all\n  staff:\n    operations: [getOrder]\n    when: claims.role == \"support\"")},
 		{name: "localPorts", shape: &shape{dict: &shape{text: &text{what: "a port", integer: true, check: portNumber}}, names: nameText("service"), empty: true},
 			doc:     "Services with `protocol: tcp` that this one calls, and the port of the loopback address (127.0.0.1) on which its gate offers each.",
@@ -328,7 +358,7 @@ func callersShape(limit *shape) *shape {
 			example: callersExample("callers:\n  web: {operations: all, limit: 50/s}")},
 	}
 	return &shape{
-		names: &text{what: "callers", check: callerName, code: codeName, pattern: nameText("caller").pattern},
+		names: &text{what: "callers", check: callerName, code: codeName, pattern: `^([a-z]([a-z0-9\-]{0,61}[a-z0-9])?|[a-z0-9._\-]{1,255}(/[a-zA-Z0-9._\-]+)+)$`},
 		empty: true,
 		dict: &shape{
 			text:   all,
@@ -422,6 +452,14 @@ func inLogin(lines string) string {
 	}
 	return inGateway("login:\n  "+strings.ReplaceAll(text, "\n", "\n  ")) +
 		"services:\n  orders:\n    contract: orders/openapi.yaml\n    callers: {staff: all}\n"
+}
+
+func inFederation(lines string) string {
+	text := "trustDomain: shop.example\nfederation:\n  partner.example:\n    bundle: https://spiffe.partner.example/bundle\n"
+	if lines != "" {
+		text += indent(lines, "    ")
+	}
+	return text
 }
 
 func inService(lines string) string {

@@ -68,7 +68,40 @@ func callerName(s string) *problem {
 	if s == "*" {
 		return &problem{codeName, `"*" is not a caller`, "write anyone for everyone who comes through the gateway, and every service that may call by its name"}
 	}
+	if strings.Contains(s, "/") {
+		return foreign(s)
+	}
 	return label(s)
+}
+
+// foreign checks the name of a workload of another trust domain (SPIFFE-ID 2).
+func foreign(s string) *problem {
+	domain, rest, _ := strings.Cut(s, "/")
+	if p := trustDomain(domain); p != nil {
+		return p
+	}
+	ok := len(s) <= 2048-len("spiffe://")
+	for segment := range strings.SplitSeq(rest, "/") {
+		ok = ok && segment != "" && segment != "." && segment != ".."
+		for i := range len(segment) {
+			c := segment[i]
+			ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '.' || c == '_')
+		}
+	}
+	if !ok {
+		return &problem{codeName, fmt.Sprintf("%q is not the name of a workload", clip(s)),
+			"write its trust domain and the path of its SPIFFE ID, such as partner.example/billing"}
+	}
+	return nil
+}
+
+// spiffeID checks a SPIFFE ID of a workload (SPIFFE-ID 2).
+func spiffeID(s string) *problem {
+	rest, ok := strings.CutPrefix(s, "spiffe://")
+	if !ok || !strings.Contains(rest, "/") || foreign(rest) != nil {
+		return &problem{codeValue, fmt.Sprintf("%q is not the SPIFFE ID of a workload", clip(s)), "write spiffe://TRUSTDOMAIN/PATH"}
+	}
+	return nil
 }
 
 func nameOf(s string) *problem {

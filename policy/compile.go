@@ -263,6 +263,9 @@ func (c *compiler) party(s *service, r *merlon.Rule) (party, bool) {
 		}
 		return party{merlon.Workload, r.Caller}, true
 	}
+	if of := merlon.ForeignDomain(r.Caller); of != "" {
+		return c.foreign(s, r, of)
+	}
 	who := party{merlon.Login, r.Caller}
 	if r.Caller == merlon.AnyCaller {
 		who = party{kind: merlon.Anyone}
@@ -291,6 +294,28 @@ func (c *compiler) party(s *service, r *merlon.Rule) (party, bool) {
 		d.Hint = "the gateway answers HTTP; let a service call it"
 	default:
 		return who, true
+	}
+	c.add(d)
+	return party{}, false
+}
+
+// foreign resolves a caller of another trust domain. Its name has a slash, so
+// that no service or login can have it.
+func (c *compiler) foreign(s *service, r *merlon.Rule, of string) (party, bool) {
+	d := merlon.Diagnostic{Pos: r.Pos, Width: len(r.Caller), Code: "E0305"}
+	switch {
+	case c.in.Partner(of) == nil || of == c.in.TrustDomain:
+		d.Code = "E0302"
+		d.Message = fmt.Sprintf("rule of %q names caller %q, whose trust domain is no partner", s.Name, r.Caller)
+		d.Hint = "add " + of + " to the federation"
+	case s.External:
+		d.Message = fmt.Sprintf("%q cannot reach the external service %q", r.Caller, s.Name)
+		d.Hint = "a workload of another trust domain reaches your own services only"
+	case s.Protocol == merlon.TCP:
+		d.Message = fmt.Sprintf("%q cannot reach %q, because it speaks tcp", r.Caller, s.Name)
+		d.Hint = "bytes travel between gates of one trust domain; let a service of yours call it"
+	default:
+		return party{merlon.Workload, r.Caller}, true
 	}
 	c.add(d)
 	return party{}, false

@@ -94,8 +94,12 @@ func (c *compiler) condition(r *merlon.Rule, ops []*operation) *condition {
 	if w.failed {
 		return never
 	}
-	if (w.all || len(w.claims) > 0) && r.Caller != merlon.AnyCaller && c.services[r.Caller] != nil {
-		at(1, 0, 0, "E0317", fmt.Sprintf("the condition reads claims, and service %q has none", r.Caller), "claims are those of a login's token; use caller.name here")
+	if foreign := merlon.ForeignDomain(r.Caller) != ""; (w.all || len(w.claims) > 0) && (foreign || c.services[r.Caller] != nil) {
+		what := "service"
+		if foreign {
+			what = "workload"
+		}
+		at(1, 0, 0, "E0317", fmt.Sprintf("the condition reads claims, and %s %q has none", what, r.Caller), "claims are those of a login's token; use caller.name here")
 		return never
 	}
 	return c.conditions.make(r.When, parsed, w, at, never)

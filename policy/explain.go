@@ -311,7 +311,7 @@ func (x *explainer) noRule(op *operation, who party) {
 	case x.stranger():
 		x.e.Advice = x.strangerAdvice()
 		return
-	case who.kind == merlon.Workload && x.p.services[who.name].External:
+	case who.kind == merlon.Workload && x.p.services[who.name] != nil && x.p.services[who.name].External:
 		x.e.Advice = "an external service cannot call; who is outside comes in through the gateway"
 		return
 	case who.kind == merlon.Login && x.p.caller(who.name).Kind != merlon.Login:
@@ -376,12 +376,18 @@ func (x *explainer) nearestRule(op *operation) {
 
 // stranger reports whether the caller has the name of no service.
 func (x *explainer) stranger() bool {
-	return x.c.Caller.Kind == merlon.Workload && x.p != nil && x.p.services[x.c.Caller.Name] == nil
+	if x.c.Caller.Kind != merlon.Workload || x.p == nil || x.p.intent == nil || x.p.services[x.c.Caller.Name] != nil {
+		return false
+	}
+	return x.p.intent.Partner(merlon.ForeignDomain(x.c.Caller.Name)) == nil
 }
 
 // strangerAdvice names the caller that was meant: whoever asks about a call may
 // have misspelt a service, a login or anyone.
 func (x *explainer) strangerAdvice() string {
+	if of := merlon.ForeignDomain(x.c.Caller.Name); of != "" {
+		return fmt.Sprintf("%q is no trust domain of the federation", of)
+	}
 	names := []string{merlon.AnyCaller}
 	for name, s := range x.p.services {
 		if !s.External {

@@ -16,7 +16,7 @@
 // Steps 4 and 5 may be in shadow mode: the call then passes, and the verdict
 // says that it would have been denied. Steps 1 to 3 are never in shadow mode,
 // and neither is an operation that no rule opens to the gateway, for a caller
-// who is outside.
+// who is outside, or a call without a rule of a workload of another trust domain.
 //
 // The package reads no clock, no file and no environment: equal arguments give
 // equal answers. A nil Policy, the zero Policy and a nil Call deny.
@@ -147,10 +147,13 @@ func (p *Policy) Decide(c *merlon.Call) merlon.Verdict {
 	}
 	r := op.rule(who)
 	if r == nil {
-		if who.kind == merlon.Workload {
-			return op.noRule
+		switch {
+		case who.kind != merlon.Workload:
+			return op.noRuleEdge
+		case merlon.ForeignDomain(who.name) != "":
+			return merlon.Verdict{Reason: merlon.ReasonNoRule, Pos: op.service.Pos}
 		}
-		return op.noRuleEdge
+		return op.noRule
 	}
 	if r.when != nil && r.when.eval(c, op) != nil {
 		return r.refused

@@ -77,6 +77,7 @@ func (sc *Scoper) Scope(place merlon.Place) merlon.Intent {
 		p.outbound(s)
 		p.guardrails(s)
 		out.Gateway = p.gateway(s)
+		out.Federation = p.federation(s)
 	}
 	out.Guardrails = p.guards
 	p.zones()
@@ -353,6 +354,20 @@ func (p *part) gateway(s *merlon.Service) *merlon.Gateway {
 		}
 	}
 	return g
+}
+
+// federation is the names of the trust domains of which a workload may call s.
+// Where their bundles come from is not for gates to know: those come with the
+// gate's own.
+func (p *part) federation(s *merlon.Service) []merlon.Partner {
+	var list []merlon.Partner
+	for i := range p.in.Federation {
+		partner := &p.in.Federation[i]
+		if slices.ContainsFunc(s.Rules, func(r merlon.Rule) bool { return merlon.ForeignDomain(r.Caller) == partner.TrustDomain }) {
+			list = append(list, merlon.Partner{TrustDomain: partner.TrustDomain, Pos: partner.Pos})
+		}
+	}
+	return list
 }
 
 // zones forgets the zones that no guardrail of the part speaks of.

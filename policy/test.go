@@ -63,6 +63,9 @@ func (p *Policy) caller(name string) merlon.Caller {
 			}
 		}
 	}
+	if merlon.ForeignDomain(name) != "" {
+		return merlon.Caller{Kind: merlon.Workload, Name: name, Subject: "spiffe://" + name}
+	}
 	return merlon.Caller{Kind: merlon.Workload, Name: name, Subject: in.SPIFFEID(name)}
 }
 

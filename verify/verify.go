@@ -250,6 +250,7 @@ func (d *differ) trust() {
 	if was != nil && is != nil {
 		d.gateway(was, is)
 	}
+	d.federation()
 	for _, name := range names(d.old.services, d.new.services) {
 		a, b := d.old.services[name], d.new.services[name]
 		if a == nil || b == nil {
@@ -313,6 +314,33 @@ func (d *differ) gateway(was, is *merlon.Gateway) {
 		if len(parts) > 0 {
 			d.add(Change{Kind: Trusted, Caller: b.Name, CallerKind: merlon.Login, Old: a.Pos, New: b.Pos,
 				Text: fmt.Sprintf("login %q is proved otherwise: another %s", b.Name, strings.Join(parts, ", "))})
+		}
+	}
+}
+
+// federation reports partners whose workloads are proved otherwise than before:
+// whoever holds the new keys can be any caller of theirs.
+func (d *differ) federation() {
+	for i := range d.new.intent.Federation {
+		b := &d.new.intent.Federation[i]
+		a := d.old.intent.Partner(b.TrustDomain)
+		if a == nil {
+			continue // its rules are new, too
+		}
+		var parts []string
+		for _, part := range []struct {
+			name string
+			same bool
+		}{
+			{"bundle endpoint", a.Bundle == b.Bundle && a.AllowLocal == b.AllowLocal}, {"endpoint ID", a.EndpointID == b.EndpointID}, {"first bundle", a.First == b.First},
+		} {
+			if !part.same {
+				parts = append(parts, part.name)
+			}
+		}
+		if len(parts) > 0 {
+			d.add(Change{Kind: Trusted, Caller: b.TrustDomain, CallerKind: merlon.Workload, Old: a.Pos, New: b.Pos,
+				Text: fmt.Sprintf("trust domain %q is proved otherwise: another %s", b.TrustDomain, strings.Join(parts, ", "))})
 		}
 	}
 }

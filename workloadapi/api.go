@@ -30,8 +30,9 @@ func (s *Server) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerSt
 		if err != nil || m == nil {
 			return "", nil, err
 		}
-		return m.key, func() error {
-			return stream.Send(&workload.X509SVIDResponse{Svids: []*workload.X509SVID{{
+		others, key := s.roots(c)
+		return m.key + key, func() error {
+			return stream.Send(&workload.X509SVIDResponse{FederatedBundles: others, Svids: []*workload.X509SVID{{
 				SpiffeId: id, X509Svid: bytes.Join(m.svid.Certificate, nil), X509SvidKey: m.private, Bundle: bytes.Join(m.trust.DER, nil),
 			}}})
 		}, nil
@@ -85,16 +86,31 @@ func (h *holder) current(id string, c *changes) (*material, error) {
 	return m, nil
 }
 
-// FetchX509Bundles streams the roots of the trust domain.
+// roots are those of other trust domains, each by its SPIFFE ID and never
+// joined, and a text that is another when they are.
+func (s *Server) roots(c *changes) (all map[string][]byte, key string) {
+	all = map[string][]byte{}
+	for _, b := range c.federated {
+		if der := bytes.Join(b.DER, nil); len(der) > 0 {
+			all["spiffe://"+b.TrustDomain] = der
+			key += b.TrustDomain + "\n" + string(der)
+		}
+	}
+	return all, key
+}
+
+// FetchX509Bundles streams the roots of the trust domain, and of others.
 func (s *Server) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.ServerStreamingServer[workload.X509BundlesResponse]) error {
 	ctx := stream.Context()
 	if err := checkHeader(ctx); err != nil {
 		return err
 	}
-	return s.follow(ctx, func(string, *changes) (string, func() error, error) {
+	return s.follow(ctx, func(_ string, c *changes) (string, func() error, error) {
 		der := bytes.Join(s.cfg.Authority.Trust().DER, nil)
-		return string(der), func() error {
-			return stream.Send(&workload.X509BundlesResponse{Bundles: map[string][]byte{s.domain(): der}})
+		all, key := s.roots(c)
+		all[s.domain()] = der
+		return string(der) + key, func() error {
+			return stream.Send(&workload.X509BundlesResponse{Bundles: all})
 		}, nil
 	})
 }
@@ -134,10 +150,18 @@ func (s *Server) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream grpc.Serv
 	if err := checkHeader(ctx); err != nil {
 		return err
 	}
-	return s.follow(ctx, func(string, *changes) (string, func() error, error) {
+	return s.follow(ctx, func(_ string, c *changes) (string, func() error, error) {
 		jwks := s.cfg.Authority.Trust().JWKS
-		return string(jwks), func() error {
-			return stream.Send(&workload.JWTBundlesResponse{Bundles: map[string][]byte{s.domain(): jwks}})
+		all, key := map[string][]byte{}, string(jwks)
+		for _, b := range c.federated {
+			if b.Keys() > 0 {
+				all["spiffe://"+b.TrustDomain] = b.JWKS
+				key += b.TrustDomain + "\n" + string(b.JWKS)
+			}
+		}
+		all[s.domain()] = jwks
+		return key, func() error {
+			return stream.Send(&workload.JWTBundlesResponse{Bundles: all})
 		}, nil
 	})
 }
@@ -151,6 +175,16 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, r *workload.ValidateJWTSVI
 		return nil, err
 	}
 	svid, err := spiffe.VerifyJWT(r.Svid, r.Audience, s.cfg.TrustDomain, s.cfg.Authority.Trust().Key, s.cfg.Now())
+	if err != nil {
+		// Each trust domain's tokens by its own bundle alone.
+		others, _ := s.cfg.Federated()
+		for _, b := range others {
+			if v, ferr := spiffe.VerifyJWT(r.Svid, r.Audience, b.TrustDomain, b.Key, s.cfg.Now()); ferr == nil {
+				svid, err = v, nil
+				break
+			}
+		}
+	}
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}

@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"merlon/authority"
+	"merlon/identity/spiffe"
 	"merlon/internal/sockowner"
 )
 
@@ -55,6 +56,10 @@ type Config struct {
 	// Changed is closed when Identify may answer otherwise than now.
 	Changed func() <-chan struct{}
 
+	// Federated are the bundles of other trust domains, in a fixed order, and a
+	// channel that is closed when there are others. It may be nil.
+	Federated func() ([]*spiffe.Bundle, <-chan struct{})
+
 	Now func() time.Time // nil is time.Now
 	Log *slog.Logger     // hears who is refused; nil is nowhere
 }
@@ -80,6 +85,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.Authority == nil || cfg.TrustDomain == "" || cfg.Identify == nil || cfg.Changed == nil {
 		return nil, errors.New("the Workload API needs an authority, a trust domain, and a way to tell workloads")
+	}
+	if cfg.Federated == nil {
+		cfg.Federated = func() ([]*spiffe.Bundle, <-chan struct{}) { return nil, nil }
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -168,7 +176,8 @@ func denied() error {
 
 // changes are the ends of what was answered.
 type changes struct {
-	who, trust, svid <-chan struct{}
+	who, trust, svid, others <-chan struct{}
+	federated                []*spiffe.Bundle // others is about them
 }
 
 // follow sends an answer, and another whenever it is a new one, until the
@@ -180,6 +189,7 @@ func (s *Server) follow(ctx context.Context, make func(id string, c *changes) (k
 		// The channels are taken before what they are about is read: no change
 		// in between is missed.
 		c := changes{who: s.cfg.Changed(), trust: s.cfg.Authority.Trust().Stale()}
+		c.federated, c.others = s.cfg.Federated()
 		id, err := s.identify(ctx)
 		if err != nil {
 			return err
@@ -198,6 +208,7 @@ func (s *Server) follow(ctx context.Context, make func(id string, c *changes) (k
 		case <-c.who:
 		case <-c.trust:
 		case <-c.svid:
+		case <-c.others:
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.ctx.Done():

@@ -38,7 +38,7 @@ type options struct {
 
 func parse() (o options, err error) {
 	flag.StringVar(&o.orders, "orders", "", "`file` of orders, in JSON; read again when it changes")
-	flag.StringVar(&o.svid, "svid", "", "`directory` with svid.pem, key.pem and bundle.pem")
+	flag.StringVar(&o.svid, "svid", "", "`directory` with svid.pem, key.pem and bundle.pem, or the address of a SPIFFE Workload API, unix:///PATH or tcp://IP:PORT")
 	flag.StringVar(&o.records, "records", "", "`directory` for the records of decisions")
 	flag.StringVar(&o.in, "in", "", "`address` for calls from other gates (a gate beside a service)")
 	flag.StringVar(&o.out, "out", "", "`address` for calls of the own service (a gate beside a service)")

@@ -14,6 +14,7 @@ import (
 
 	"merlon"
 	"merlon/gate"
+	"merlon/identity/spiffe"
 	"merlon/internal/handover"
 	"merlon/record"
 )
@@ -27,6 +28,7 @@ type server struct {
 	file    orderFile
 
 	own     own
+	fetched *spiffe.Fetched // nil when the SVID is in files
 	gate    *gate.Gate
 	records *record.Writer
 	admin   *http.Server // nil without an address
@@ -55,7 +57,7 @@ func (s *server) open() error {
 // begin makes the gate and puts its first orders in force.
 func (s *server) begin(orders *merlon.Orders) (err error) {
 	bounds := limits(s.opt, orders.Place, s.log)
-	source, err := readSVID(s.opt.svid)
+	source, rootsOf, err := s.identity(orders)
 	if err != nil {
 		return err
 	}
@@ -73,6 +75,7 @@ func (s *server) begin(orders *merlon.Orders) (err error) {
 		Place:       orders.Place,
 		TrustDomain: orders.Intent.TrustDomain,
 		Source:      source,
+		RootsOf:     rootsOf,
 		Records:     s.records,
 		Log:         s.log,
 		Bounds:      bounds,

@@ -14,6 +14,7 @@ import (
 
 	"merlon/authority"
 	"merlon/control"
+	"merlon/federation"
 )
 
 const authorityName = "authority"
@@ -36,11 +37,12 @@ intent in DIR: what signs, what is prepared and what only stays to verify by.`,
 				return err
 			}
 			if u.json {
-				u.printJSON(map[string]any{"ok": len(s.Alarms) == 0, "authority": s})
+				u.printJSON(map[string]any{"ok": len(s.Alarms) == 0, "authority": s.Status, "federation": s.Federation})
 			} else {
 				u.authority(s)
 			}
-			if len(s.Alarms) > 0 {
+			failed := func(f federation.Status) bool { return f.Err != "" }
+			if len(s.Alarms) > 0 || slices.ContainsFunc(s.Federation, failed) {
 				return &exit{code: exitFailed}
 			}
 			return nil
@@ -49,7 +51,7 @@ intent in DIR: what signs, what is prepared and what only stays to verify by.`,
 }
 
 // authority shows how the authority's keys fare.
-func (u *ui) authority(s *authority.Status) {
+func (u *ui) authority(s *control.Identity) {
 	rows := [][]string{{u.dim("key"), u.dim("state"), u.dim("from"), u.dim("until"), u.dim("serial")}}
 	for _, l := range s.Lives {
 		rows = append(rows, []string{u.bold(l.Kind), l.State, l.From.UTC().Format(time.RFC3339), l.Until.UTC().Format(time.RFC3339), l.Serial})
@@ -61,6 +63,7 @@ func (u *ui) authority(s *authority.Status) {
 	if s.Err != "" {
 		u.printf("\n%s\n", u.red(s.Err))
 	}
+	u.federation(s.Federation)
 }
 
 func newIDRequest(u *ui) *cobra.Command {

@@ -72,6 +72,7 @@ func (s *system) startGate(in *merlon.Intent, place merlon.Place) (_ *running, e
 		Place:           place,
 		TrustDomain:     in.TrustDomain,
 		Source:          source,
+		RootsOf:         s.partners.RootsOf,
 		Records:         s.records,
 		Log:             s.log,
 		Own:             own,

@@ -181,7 +181,8 @@ func (s *system) serveWorkloads(address string) error {
 		return err
 	}
 	s.workloads, err = workloadapi.New(workloadapi.Config{
-		Authority: s.authority, TrustDomain: s.trustDomain, Identify: s.who.identify, Changed: s.who.stale, Log: s.log,
+		Authority: s.authority, TrustDomain: s.trustDomain, Identify: s.who.identify, Changed: s.who.stale,
+		Federated: s.partners.Bundles, Log: s.log,
 	})
 	if err != nil {
 		l.Close()

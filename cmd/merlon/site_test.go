@@ -188,6 +188,7 @@ type upped struct {
 	Tries  []try
 	// WorkloadAPI is its address.
 	WorkloadAPI string
+	Bundle      string // the URL of its trust bundle
 	stderr      bytes.Buffer
 	ended       chan error
 }

@@ -16,6 +16,7 @@ import (
 	"merlon/attest"
 	"merlon/authority"
 	"merlon/control"
+	"merlon/federation"
 	"merlon/internal/supervise"
 	"merlon/record"
 	"merlon/workloadapi"
@@ -39,6 +40,9 @@ type system struct {
 	who         *identities
 	workloads   *workloadapi.Server // nil where it is not served
 	endpoint    string              // of the Workload API, as SPIFFE writes it
+	partners    *federation.Partners
+	bundle      *federation.Endpoint // nil when it is not served
+	bundleAt    string               // its URL
 	control     *control.Control
 	api         *control.API
 	records     *record.Writer
@@ -55,7 +59,7 @@ type system struct {
 // openSystem opens the state of the intent in dir and everything that lives in
 // it. Nothing serves yet. The trust domain is that of the intent last in
 // force, or the given one before the first.
-func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who attest.Options, upstream authority.Upstream, log *slog.Logger) (_ *system, err error) {
+func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who attest.Options, o authorityOptions, log *slog.Logger) (_ *system, err error) {
 	s := &system{
 		dir: dir, state: state, log: log, say: u.say, who: newIdentities(who, log),
 		gates:    map[merlon.Place]*running{},
@@ -68,11 +72,15 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 			s.close()
 		}
 	}()
+	if err := s.openPartners(o.federation); err != nil {
+		return nil, err
+	}
 	// First, for its lock: nothing in the state of another process is touched.
 	recordDir := filepath.Join(state, recordsName)
 	s.control, err = control.Open(ctx, state, control.Options{
-		Records: recordDir, Prepare: s.prepare, InForce: s.who.force, Committed: s.committed, Refused: s.refused,
+		Records: recordDir, Prepare: s.prepare, InForce: s.inForce, Committed: s.committed, Refused: s.refused,
 		Exec: s.admit, Explain: s.who.explain, Authority: func() authority.Status { return s.authority.Status(time.Now()) },
+		Federation: func() []federation.Status { return s.partners.Status() },
 	})
 	if err != nil {
 		return nil, err
@@ -87,7 +95,7 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 	if s.ports, err = readPorts(filepath.Join(state, "ports.json")); err != nil {
 		return nil, err
 	}
-	s.authority, err = authority.Open(filepath.Join(state, authorityName), s.trustDomain, authority.Options{Upstream: upstream, Log: log})
+	s.authority, err = authority.Open(filepath.Join(state, authorityName), s.trustDomain, authority.Options{Upstream: o.upstream, Issuer: o.federation.issuer, Log: log})
 	if err != nil {
 		return nil, err
 	}
@@ -97,6 +105,18 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 		return nil, fmt.Errorf("%s: %w\nhint: %s", relative(recordDir), err, broken.Hint)
 	}
 	return s, err
+}
+
+// authorityOptions say how the authority meets others.
+type authorityOptions struct {
+	upstream   authority.Upstream
+	federation federationOptions
+}
+
+// inForce is control.Options.InForce.
+func (s *system) inForce(in *merlon.Intent) {
+	s.partners.Set(in.Federation)
+	s.who.force(in)
 }
 
 const recordsName = "records"
@@ -180,6 +200,12 @@ func (s *system) close() {
 	s.programs.Close()
 	if s.workloads != nil {
 		s.workloads.Close()
+	}
+	if s.bundle != nil {
+		s.bundle.Close()
+	}
+	if s.partners != nil {
+		s.partners.Close()
 	}
 	if s.control != nil {
 		s.control.Close()

@@ -49,6 +49,7 @@ does: one that widens access needs --widen.`,
 	c.Flags().StringVar(&o.workloads.issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
 	c.Flags().StringVar(&o.workloads.audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")
 	o.vault.flags(c)
+	o.federation.flags(c)
 	c.Flags().BoolVar(&o.committed, "committed", false, "run the intent that was last in force, whatever the files in DIR say now")
 	return c
 }
@@ -58,10 +59,14 @@ type upOptions struct {
 	widen, committed bool
 	workloads        workloadOptions
 	vault            vaultOptions
+	federation       federationOptions
 }
 
 func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 	began := time.Now()
+	if err := o.federation.check(); err != nil {
+		return err
+	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err
@@ -95,7 +100,7 @@ func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 	if err != nil {
 		return err
 	}
-	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, who, upstream, log)
+	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, who, authorityOptions{upstream, o.federation}, log)
 	if err != nil {
 		return err
 	}
@@ -138,6 +143,9 @@ func (s *system) start(ctx context.Context, loaded *intent.Loaded, o upOptions) 
 		return nil, err
 	}
 	if err := s.serveWorkloads(o.workloads.address); err != nil {
+		return nil, err
+	}
+	if err := s.serveBundle(o.federation); err != nil {
 		return nil, err
 	}
 	opt := control.ApplyOptions{Who: currentUser(), Message: "merlon up", Widen: o.widen}
@@ -207,6 +215,9 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 	if s.endpoint != "" {
 		u.printf("\n%s\n", u.dim("Workload API: SPIFFE_ENDPOINT_SOCKET="+s.endpoint))
 	}
+	if s.bundleAt != "" {
+		u.printf("%s\n", u.dim("Trust bundle: "+s.bundleAt))
+	}
 	u.printf("\n%s\n", u.dim("What the intent allows, and what it does not (what to expect is behind the #):"))
 	for _, t := range tries(in, s.dir, s.state, outbound(gates)) {
 		u.printf("\n  %s\n  %s\n", u.dim("# "+t.About), t.Command)
@@ -253,7 +264,7 @@ func (s *system) whatRuns(in *merlon.Intent, r *control.Result) any {
 		}
 		all = append(all, row)
 	}
-	return map[string]any{"ok": true, "intent": r.Commit.Hash, "places": all, "state": s.state, "workloadAPI": s.endpoint,
+	return map[string]any{"ok": true, "intent": r.Commit.Hash, "places": all, "state": s.state, "workloadAPI": s.endpoint, "bundle": s.bundleAt,
 		"tries": tries(in, s.dir, s.state, outbound(gates))}
 }
 

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+
+	"merlon/internal/reach"
 )
 
 const (
@@ -57,19 +59,19 @@ func newRemote(ctx context.Context, v *Verifier, id remoteID, opt Options) (*sou
 // addresses only; allowLocal opens private ones, and plain HTTP on loopback.
 // It uses no proxy: a proxy would connect on its behalf where it may not.
 func newClient(u *url.URL, allowLocal bool, opt Options, resolver *net.Resolver) (*http.Client, error) {
-	allowed := public
+	allowed := reach.Public
 	switch {
 	case u.Host == "" || u.User != nil || u.Fragment != "":
 		return nil, fmt.Errorf("key set %q must be an https URL without user and fragment", u.Redacted())
 	case u.Scheme == "https" && allowLocal:
-		allowed = local
+		allowed = reach.Local
 	case u.Scheme == "https":
 	case u.Scheme == "http" && allowLocal:
-		allowed = loopback
+		allowed = reach.Loopback
 	default:
 		return nil, fmt.Errorf("key set %q must be https", u.Redacted())
 	}
-	dialer := &net.Dialer{Timeout: opt.Timeout, Control: control(allowed), Resolver: resolver}
+	dialer := &net.Dialer{Timeout: opt.Timeout, Control: reach.Control(allowed), Resolver: resolver}
 	return &http.Client{
 		Timeout: opt.Timeout,
 		Transport: &http.Transport{

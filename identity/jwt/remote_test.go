@@ -20,6 +20,8 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"merlon"
+
+	"merlon/internal/reach"
 )
 
 // keyServer is a real server of a key set, over real TLS.
@@ -323,7 +325,7 @@ func TestRun(t *testing.T) {
 	close(reports)
 }
 
-const denied = "not one that a key set may be fetched from"
+const denied = "not one that may be fetched from"
 
 // A key set's URL is what an intent says, and who wrote it, or the server
 // behind it, or its DNS, may want to reach what only the gate can reach.
@@ -503,15 +505,15 @@ func TestAddresses(t *testing.T) {
 		{"2620:4f:8000::1", "public local"},
 	}
 	for _, tt := range tests {
-		for name, allowed := range map[string]func(netip.Addr) bool{"public": public, "local": local, "loopback": loopback} {
+		for name, allowed := range map[string]func(netip.Addr) bool{"public": reach.Public, "local": reach.Local, "loopback": reach.Loopback} {
 			address := net.JoinHostPort(tt.addr, "443")
-			err := control(allowed)("tcp", address, nil)
+			err := reach.Control(allowed)("tcp", address, nil)
 			if want := strings.Contains(tt.in, name); (err == nil) != want {
 				t.Errorf("%s %s: %v, want allowed: %v", name, tt.addr, err, want)
 			}
 		}
 	}
-	if control(public)("tcp", "nonsense", nil) == nil {
+	if reach.Control(reach.Public)("tcp", "nonsense", nil) == nil {
 		t.Error("an address that cannot be read passed")
 	}
 }

@@ -16,12 +16,13 @@ import (
 const maxChain = 4
 
 // verify checks that the peer's certificate is an X.509-SVID that chains to
-// the roots for this use, and returns its SPIFFE ID (X509-SVID 4 and 5).
+// the roots that are of its trust domain for this use, and returns its SPIFFE
+// ID (X509-SVID 4 and 5). rootsOf gives them, or says why it is refused.
 // crypto/tls has checked already that the peer holds the key.
 //
 // It hangs on VerifyConnection and not on VerifyPeerCertificate, which
 // crypto/tls skips for a resumed session.
-func verify(src Source, s tls.ConnectionState, c *tls.Config, usage x509.ExtKeyUsage) (string, error) {
+func verify(s tls.ConnectionState, c *tls.Config, usage x509.ExtKeyUsage, rootsOf func(spiffeid.ID) (*x509.CertPool, error)) (string, error) {
 	switch n := len(s.PeerCertificates); {
 	case n == 0:
 		return "", errors.New("the peer showed no certificate")
@@ -32,7 +33,18 @@ func verify(src Source, s tls.ConnectionState, c *tls.Config, usage x509.ExtKeyU
 	if err := checkLeaf(leaf); err != nil {
 		return "", err
 	}
-	roots := src.Roots()
+	id, err := ID(leaf)
+	if err != nil {
+		return "", err
+	}
+	parsed, err := spiffeid.FromString(id)
+	if err != nil {
+		return "", err
+	}
+	roots, err := rootsOf(parsed)
+	if err != nil {
+		return "", err
+	}
 	if roots == nil {
 		// x509 takes nil for the system's roots: every public CA could name workloads.
 		return "", errors.New("there are no roots to verify the peer by")
@@ -45,16 +57,13 @@ func verify(src Source, s tls.ConnectionState, c *tls.Config, usage x509.ExtKeyU
 	for _, cert := range s.PeerCertificates[1:] {
 		between.AddCert(cert)
 	}
-	_, err := leaf.Verify(x509.VerifyOptions{
+	_, err = leaf.Verify(x509.VerifyOptions{
 		Roots:         roots,
 		Intermediates: between,
 		CurrentTime:   now,
 		KeyUsages:     []x509.ExtKeyUsage{usage},
 	})
-	if err != nil {
-		return "", err
-	}
-	return ID(leaf)
+	return id, err
 }
 
 // checkLeaf holds a leaf to X509-SVID 4.1, 4.3, 4.4 and 5.2.

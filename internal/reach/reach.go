@@ -1,4 +1,7 @@
-package jwt
+// Package reach says which addresses may be dialled for a URL that an intent
+// names: whoever can have something fetched must not reach what is inside
+// (server-side request forgery).
+package reach
 
 import (
 	"fmt"
@@ -7,26 +10,26 @@ import (
 	"syscall"
 )
 
-// control refuses to connect where allowed says no. It sees the address that
+// Control, of a net.Dialer, refuses to connect where allowed says no. It sees the address that
 // is dialled, after names were resolved: a name that resolves to one address
 // when it is checked and to another when it is used (DNS rebinding) gains
 // nothing (CVE class 13: Istio GO-2026-5363).
-func control(allowed func(netip.Addr) bool) func(network, address string, _ syscall.RawConn) error {
+func Control(allowed func(netip.Addr) bool) func(network, address string, _ syscall.RawConn) error {
 	return func(_, address string, _ syscall.RawConn) error {
 		ap, err := netip.ParseAddrPort(address)
 		if err != nil {
 			return fmt.Errorf("address %q cannot be read", address)
 		}
 		if !allowed(ap.Addr().Unmap()) {
-			return fmt.Errorf("address %s is not one that a key set may be fetched from", ap.Addr())
+			return fmt.Errorf("address %s is not one that may be fetched from", ap.Addr())
 		}
 		return nil
 	}
 }
 
-// public reports whether a is an address of the internet. For IPv6 that is
+// Public reports whether a is an address of the internet. For IPv6 that is
 // only what is handed out for it, 2000::/3, less what wraps an IPv4 address.
-func public(a netip.Addr) bool {
+func Public(a netip.Addr) bool {
 	if a.Zone() != "" {
 		return false
 	}
@@ -52,11 +55,11 @@ func special6() []string {
 	return []string{"2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"}
 }
 
-// local reports whether a is public or of one's own network. Where clouds hand
+// Local reports whether a is public or of one's own network. Where clouds hand
 // out the machine's credentials stays out: link-local, and two addresses that
 // lie in private ranges.
-func local(a netip.Addr) bool {
-	if public(a) {
+func Local(a netip.Addr) bool {
+	if Public(a) {
 		return true
 	}
 	in := func(p string) bool { return netip.MustParsePrefix(p).Contains(a) }
@@ -66,4 +69,5 @@ func local(a netip.Addr) bool {
 	return a.IsPrivate() || a.IsLoopback() || in("100.64.0.0/10")
 }
 
-func loopback(a netip.Addr) bool { return a.IsLoopback() }
+// Loopback reports whether a is of this host.
+func Loopback(a netip.Addr) bool { return a.IsLoopback() }
