@@ -285,11 +285,12 @@ func (r *registry) listens() bool {
 
 func (r *registry) closeListeners() {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, l := range r.listeners {
+	listeners := r.listeners
+	r.listeners, r.deaf = nil, true
+	r.mu.Unlock()
+	for _, l := range listeners { // outside the lock: Close may wait for Accept
 		l.Close()
 	}
-	r.listeners, r.deaf = nil, true
 }
 
 func (r *registry) each(f func(*watch)) {

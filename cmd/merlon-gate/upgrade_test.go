@@ -270,7 +270,11 @@ func TestUpgradeFails(t *testing.T) {
 	}
 	place := func(text string) {
 		t.Helper()
-		if err := errors.Join(os.WriteFile(program+".new", []byte(text), 0o700), os.Rename(program+".new", program)); err != nil {
+		// Written by another process: were the file open for writing here, a child
+		// of some other test could still hold it when it is to be run (ETXTBSY).
+		cp := exec.Command("cp", "/dev/stdin", program+".new")
+		cp.Stdin = strings.NewReader(text)
+		if err := errors.Join(cp.Run(), os.Chmod(program+".new", 0o700), os.Rename(program+".new", program)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -24,6 +24,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Variable is the environment variable by which a process learns what it
@@ -296,7 +298,7 @@ func (s *Sockets) files() (files []*os.File, entries []entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open = slices.DeleteFunc(s.open, func(o socket) bool {
-		f, err := o.File()
+		f, err := o.duplicate()
 		if err != nil {
 			return true // it was closed
 		}
@@ -305,6 +307,26 @@ func (s *Sockets) files() (files []*os.File, entries []entry) {
 		return false
 	})
 	return files, entries
+}
+
+// duplicate is another descriptor of the socket. That of File would not do: to
+// be inherited it is set to block, and with it the socket itself, here and in
+// the next process. An Accept that blocks ends with the next client, if there
+// ever is one, and Close waits for it.
+func (o *socket) duplicate() (*os.File, error) {
+	raw, err := o.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var failed error
+	if err := raw.Control(func(s uintptr) { fd, failed = unix.FcntlInt(s, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if failed != nil {
+		return nil, failed
+	}
+	return os.NewFile(uintptr(fd), o.name), nil
 }
 
 // without is an environment without what was meant for this process alone.

@@ -12,8 +12,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestMain is also the next process: what it does is in the environment.
@@ -164,6 +167,9 @@ func TestPassFails(t *testing.T) {
 			if err := s.Pass(ctx, cmd, make([]byte, 1<<20)); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v, want %q", err, want)
 			}
+			if blocks(t, l) {
+				t.Error("the socket blocks now: Close would wait for an Accept that nobody ends")
+			}
 			answer, _ := say(t, l.Addr().String(), "hello\n")
 			c, err := l.Accept()
 			if err != nil {
@@ -176,6 +182,19 @@ func TestPassFails(t *testing.T) {
 			c.Close()
 		})
 	}
+}
+
+func blocks(t *testing.T, l net.Listener) bool {
+	t.Helper()
+	raw, err := l.(syscall.Conn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var flags int
+	if err := raw.Control(func(fd uintptr) { flags, _ = unix.FcntlInt(fd, unix.F_GETFL, 0) }); err != nil {
+		t.Fatal(err)
+	}
+	return flags&unix.O_NONBLOCK == 0
 }
 
 // TestInheritRefused: what is not for this process is not touched.
