@@ -97,8 +97,14 @@ func (x *exchange) within(d time.Duration) time.Duration {
 	return min(d, left)
 }
 
-// late reports whether the call's deadline has passed.
-func (x *exchange) late() bool { return x.deadline != 0 && x.g.clock.Nanos() >= x.deadline }
+// deadlineSlack is how much sooner than by this gate's clock, which has ticks, the
+// service may find that the deadline has passed: it was told of the same one.
+const deadlineSlack = int64(25 * time.Millisecond)
+
+// late reports whether a call that failed just now did so at its deadline.
+func (x *exchange) late() bool {
+	return x.deadline != 0 && x.g.clock.Nanos()+deadlineSlack >= x.deadline
+}
 
 // lasting reports whether the contract says that the call lasts as long as both
 // sides like.
