@@ -338,6 +338,7 @@ func (c *conn) next() bool {
 	limits.Connect = c.at == Outbound && (c.mute || !c.peer.toward.IsValid()) || c.tunnels
 	c.req.Reset()
 	for c.in.r == c.in.w {
+		c.forget()
 		c.rest()
 		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 		// Asked after the wait is known: a drain either sees it or is seen.
