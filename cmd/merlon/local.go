@@ -10,6 +10,7 @@ import (
 
 	"merlon"
 	"merlon/attest"
+	"merlon/internal/netns"
 	"merlon/internal/sockowner"
 	"merlon/internal/supervise"
 )
@@ -19,7 +20,8 @@ import (
 // user that the intent names, or, when it says neither, all of them.
 type local struct {
 	attest attest.Options
-	looks  chan struct{} // bounds how many processes are looked for at once
+	looks  chan struct{}    // bounds how many processes are looked for at once
+	ns     *netns.Namespace // where the connections are
 
 	mu       sync.Mutex
 	rule     localRule
@@ -37,8 +39,8 @@ type localRule struct {
 	more string // all that it asks, when that is more than a user
 }
 
-func newLocal(opt attest.Options) *local {
-	return &local{attest: opt, looks: make(chan struct{}, 4), programs: map[*supervise.Process]struct{}{}, guests: map[*guest]struct{}{}}
+func newLocal(opt attest.Options, ns *netns.Namespace) *local {
+	return &local{attest: opt, ns: ns, looks: make(chan struct{}, 4), programs: map[*supervise.Process]struct{}{}, guests: map[*guest]struct{}{}}
 }
 
 // ruleOf reads what the intent says of a service, which is nil at the edge.
@@ -177,7 +179,8 @@ func (l *local) own(c net.Conn) error {
 	if rule == (localRule{}) {
 		return nil
 	}
-	s, err := sockowner.Peer(c)
+	var s sockowner.Socket
+	err := l.ns.Do(func() (err error) { s, err = sockowner.Peer(c); return err })
 	if err != nil {
 		return err
 	}
@@ -188,7 +191,7 @@ func (l *local) own(c net.Conn) error {
 	defer func() { <-l.looks }()
 	switch {
 	case attestor != nil:
-		if err = attested(attestor, service, c); err == nil {
+		if err = l.ns.Do(func() error { return attested(attestor, service, c) }); err == nil {
 			return nil
 		}
 	case (rule.user == "" || s.UID == rule.uid) && rule.run:

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -84,13 +85,20 @@ func (u *ui) printStatus(s *control.Status) {
 		return
 	}
 	u.printf("intent %s  %s by %s  %s\n\n", u.cyan(short(s.Intent.Hash)), s.Intent.Time.Local().Format(time.DateTime), s.Intent.Who, u.dim(s.Intent.Message))
-	rows := [][]string{{u.dim("gate"), u.dim("address"), u.dim("enforces"), u.dim("since")}}
+	rows := [][]string{{u.dim("gate"), u.dim("address"), u.dim("enforces"), u.dim("since"), u.dim("direct access")}}
+	var open []string
 	for _, g := range s.Gates {
 		state := u.green(short(g.Intent))
 		if g.Behind != "" {
 			state = u.red(g.Behind)
 		}
-		rows = append(rows, []string{g.Place, g.Address, state, g.Swapped.Local().Format(time.DateTime)})
+		direct := ""
+		if g.Place != merlon.Edge.String() {
+			if direct = u.direct(g.Isolated); !g.Isolated {
+				open = append(open, strings.TrimPrefix(g.Place, "gate of "))
+			}
+		}
+		rows = append(rows, []string{g.Place, g.Address, state, g.Swapped.Local().Format(time.DateTime), direct})
 	}
 	u.table("", rows)
 	u.printLocal(s)
@@ -112,7 +120,24 @@ func (u *ui) printStatus(s *control.Status) {
 		}
 	}
 	u.table("", rows)
-	u.printf("\n%s\n", u.dim("Gates decide what goes through them. On this host a program can still reach an app's own port directly."))
+	u.printf("\n%s\n", u.dim(directly(open)))
+}
+
+// direct says whether a service can be reached past its gate, and others from it.
+func (u *ui) direct(isolated bool) string {
+	if isolated {
+		return u.green("prevented")
+	}
+	return u.yellow("not prevented")
+}
+
+// directly says it of all services.
+func directly(open []string) string {
+	if len(open) == 0 {
+		return "Gates decide what goes through them, and services have no other way in or out: each has a network namespace of its own."
+	}
+	return fmt.Sprintf("Gates decide what goes through them. Direct access on this host is not prevented for %s: programs can reach their own ports, and they can reach others, past the gates.",
+		strings.Join(slices.Compact(open), ", "))
 }
 
 // printLocal says which processes of the host may call as which service.

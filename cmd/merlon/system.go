@@ -47,6 +47,8 @@ type system struct {
 	api         *control.API
 	records     *record.Writer
 	programs    *supervise.Supervisor
+	bin         string // where programs are built
+	isolate     bool   // every program has a network namespace of its own
 	ports       *ports
 
 	mu      sync.Mutex
@@ -61,7 +63,7 @@ type system struct {
 // force, or the given one before the first.
 func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who attest.Options, o authorityOptions, log *slog.Logger) (_ *system, err error) {
 	s := &system{
-		dir: dir, state: state, log: log, say: u.say, who: newIdentities(who, log),
+		dir: dir, state: state, bin: filepath.Join(state, "bin"), log: log, say: u.say, who: newIdentities(who, log),
 		gates:    map[merlon.Place]*running{},
 		started:  map[string]*program{},
 		programs: supervise.New(),
@@ -198,6 +200,7 @@ func (s *system) close() {
 	wg.Wait()
 	s.leaving.Wait()
 	s.programs.Close()
+	s.endIsolation()
 	if s.workloads != nil {
 		s.workloads.Close()
 	}

@@ -39,6 +39,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -57,6 +58,9 @@ type Config struct {
 	// with an ID or a TLSName is refused without one. The second value becomes
 	// the connection's State.
 	TLS func(merlon.Endpoint) (config *tls.Config, state any)
+
+	// Dial opens the TCP connection below; nil for the system's.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 
 	// Mux makes of a new connection, whose Conn, State and Socket are set, one that
 	// carries many calls at once, and of each loan a stream of it; nil means that a
