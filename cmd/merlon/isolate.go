@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -25,42 +26,49 @@ func errNotIsolated(err error) error {
 	return hinted(fmt.Errorf("services cannot be isolated here: %w", err), "run it as root on Linux, with CAP_SYS_ADMIN and CAP_NET_ADMIN, or without --isolate")
 }
 
-// beginIsolation lets every program that is started from now on have a network
-// namespace of its own and few capabilities. Programs are built where the users
-// that they run as can reach them, which the state directory is not.
-func (s *system) beginIsolation(workloads string) error {
+// checkIsolate says what keeps services from being isolated, before anything is
+// begun.
+func checkIsolate(workloads string) error {
 	if strings.HasPrefix(workloads, "tcp:") {
 		return usage("isolated services reach no port of this host, and so not the Workload API at %s\nhint: serve it on a Unix socket: --workload-api unix:///PATH", workloads)
 	}
-	try, err := netns.New("a network namespace")
+	n, err := netns.New("a network namespace")
 	if err != nil {
 		return errNotIsolated(err)
 	}
-	try.Close()
+	return n.Close()
+}
+
+// beginIsolation lets every program that is started from now on have a network
+// namespace of its own and few capabilities. They are built, and the Workload API
+// is served unless it has an address, where the users that they run as can reach
+// it, which the state directory is not.
+func (s *system) beginIsolation(workloads string) (string, error) {
 	sum := sha256.Sum256([]byte(s.state))
-	bin := filepath.Join(publicDir, hex.EncodeToString(sum[:8]))
-	for _, dir := range []string{publicDir, bin} {
+	s.public = filepath.Join(publicDir, hex.EncodeToString(sum[:8]))
+	bin := filepath.Join(s.public, "bin")
+	for _, dir := range []string{publicDir, s.public, bin} {
 		if err := makePublic(dir); err != nil {
-			return errNotIsolated(err)
+			return "", errNotIsolated(err)
 		}
 	}
 	s.programs.Close()
-	s.isolate, s.bin, s.programs = true, bin, supervise.NewConfined()
-	return nil
+	s.bin, s.programs = bin, supervise.NewConfined()
+	return cmp.Or(workloads, "unix://"+filepath.Join(s.public, workloadsName)), nil
 }
 
-// endIsolation removes what was built.
+// endIsolation removes what lies outside of the state directory.
 func (s *system) endIsolation() {
-	if !s.isolate {
+	if s.public == "" {
 		return
 	}
-	if err := os.RemoveAll(s.bin); err != nil {
+	if err := os.RemoveAll(s.public); err != nil {
 		s.log.Warn("programs that were built are left behind", "err", err)
 	}
 	os.Remove(publicDir) // unless another system is there
 }
 
-// publicDir is where every user can run what is built for isolated services.
+// publicDir is where systems keep what is for every user.
 const publicDir = "/run/merlon"
 
 // makePublic makes a directory that everyone may enter and nobody else has made:
@@ -83,7 +91,9 @@ func makePublic(dir string) error {
 
 // isolates reports whether a service, which may be nil, is to have a network
 // namespace of its own. One that merlon does not start is where it is.
-func (s *system) isolates(svc *merlon.Service) bool { return s.isolate && svc != nil && svc.Run != nil }
+func (s *system) isolates(svc *merlon.Service) bool {
+	return s.public != "" && svc != nil && svc.Run != nil
+}
 
 // checkIsolated finds services that could not listen where they are to.
 func (s *system) checkIsolated(in *merlon.Intent) error {

@@ -37,6 +37,7 @@ type localRule struct {
 	user string
 	uid  uint32 // of user
 	more string // all that it asks, when that is more than a user
+	root bool   // the program is isolated, but it is root's, whom that does not hold
 }
 
 func newLocal(opt attest.Options, ns *netns.Namespace) *local {
@@ -66,6 +67,8 @@ func ruleOf(svc *merlon.Service) (localRule, error) {
 	}
 	return r, nil
 }
+
+const asRoot = ", as root"
 
 // checkWorkloads finds what no gate could enforce, before an intent is in
 // force.
@@ -99,6 +102,10 @@ func checkWorkloads(in *merlon.Intent, opt attest.Options) error {
 
 // String says whom the gate takes for its own service.
 func (r localRule) String() string {
+	if r.root {
+		r.root = false
+		return r.String() + asRoot
+	}
 	switch {
 	case r.run && r.more != "":
 		return "the program's process tree, with " + r.more
@@ -120,6 +127,13 @@ func (l *local) obey(svc *merlon.Service) (localRule, error) {
 	r, err := ruleOf(svc)
 	if err != nil {
 		return r, err
+	}
+	if l.ns != nil && r.run {
+		u, err := userOf(svc)
+		if err != nil {
+			return r, err
+		}
+		r.root = u == nil || u.UID == 0
 	}
 	var attestor *attest.Attestor
 	if r.more != "" {

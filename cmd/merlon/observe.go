@@ -86,7 +86,7 @@ func (u *ui) printStatus(s *control.Status) {
 	}
 	u.printf("intent %s  %s by %s  %s\n\n", u.cyan(short(s.Intent.Hash)), s.Intent.Time.Local().Format(time.DateTime), s.Intent.Who, u.dim(s.Intent.Message))
 	rows := [][]string{{u.dim("gate"), u.dim("address"), u.dim("enforces"), u.dim("since"), u.dim("direct access")}}
-	var open []string
+	var open, root []string
 	for _, g := range s.Gates {
 		state := u.green(short(g.Intent))
 		if g.Behind != "" {
@@ -94,8 +94,12 @@ func (u *ui) printStatus(s *control.Status) {
 		}
 		direct := ""
 		if g.Place != merlon.Edge.String() {
-			if direct = u.direct(g.Isolated); !g.Isolated {
-				open = append(open, strings.TrimPrefix(g.Place, "gate of "))
+			direct = u.direct(g.Isolated)
+			switch service := strings.TrimPrefix(g.Place, "gate of "); {
+			case !g.Isolated:
+				open = append(open, service)
+			case strings.HasSuffix(g.Local, asRoot):
+				root = append(root, service)
 			}
 		}
 		rows = append(rows, []string{g.Place, g.Address, state, g.Swapped.Local().Format(time.DateTime), direct})
@@ -120,7 +124,7 @@ func (u *ui) printStatus(s *control.Status) {
 		}
 	}
 	u.table("", rows)
-	u.printf("\n%s\n", u.dim(directly(open)))
+	u.printf("\n%s\n", u.dim(directly(open, root)))
 }
 
 // direct says whether a service can be reached past its gate, and others from it.
@@ -131,13 +135,20 @@ func (u *ui) direct(isolated bool) string {
 	return u.yellow("not prevented")
 }
 
-// directly says it of all services.
-func directly(open []string) string {
+// directly says it of all services: of those that have no network namespace of
+// their own, and of those that have and run as root.
+func directly(open, root []string) string {
+	says := []string{"Gates decide what goes through them."}
 	if len(open) == 0 {
-		return "Gates decide what goes through them, and services have no other way in or out: each has a network namespace of its own."
+		says = append(says, "Services have no other way in or out: each has a network namespace of its own.")
+	} else {
+		says = append(says, fmt.Sprintf("Direct access on this host is not prevented for %s: a program can reach an app's own port, and an app what it likes, past the gates.",
+			strings.Join(slices.Compact(open), ", ")))
 	}
-	return fmt.Sprintf("Gates decide what goes through them. Direct access on this host is not prevented for %s: programs can reach their own ports, and they can reach others, past the gates.",
-		strings.Join(slices.Compact(open), ", "))
+	if len(root) > 0 {
+		says = append(says, fmt.Sprintf("The network of %s is closed, but root can get out by other ways: let workload: name a user.", strings.Join(slices.Compact(root), ", ")))
+	}
+	return strings.Join(says, "\n")
 }
 
 // printLocal says which processes of the host may call as which service.
@@ -154,9 +165,9 @@ func (u *ui) printLocal(s *control.Status) {
 	}
 }
 
-// local warns of a gate that lends its identity to everybody.
+// local warns of a gate that lends its identity to everybody, and of root.
 func (u *ui) local(who string) string {
-	if who == (localRule{}).String() {
+	if who == (localRule{}).String() || strings.HasSuffix(who, asRoot) {
 		return u.yellow(who)
 	}
 	return who

@@ -48,7 +48,7 @@ type system struct {
 	records     *record.Writer
 	programs    *supervise.Supervisor
 	bin         string // where programs are built
-	isolate     bool   // every program has a network namespace of its own
+	public      string // directory for all users, when services are isolated; else ""
 	ports       *ports
 
 	mu      sync.Mutex
@@ -200,10 +200,10 @@ func (s *system) close() {
 	wg.Wait()
 	s.leaving.Wait()
 	s.programs.Close()
-	s.endIsolation()
 	if s.workloads != nil {
 		s.workloads.Close()
 	}
+	s.endIsolation()
 	if s.bundle != nil {
 		s.bundle.Close()
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -43,7 +44,7 @@ does: one that widens access needs --widen.`,
 	}
 	c.Flags().StringVar(&o.log, "log", "", "`file` for the log of gates and services; default is merlon.log in the state directory, - is standard error")
 	c.Flags().BoolVar(&o.widen, "widen", false, "accept that a changed intent allows more calls than the one before")
-	c.Flags().StringVar(&o.workloads.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket in the state directory")
+	c.Flags().StringVar(&o.workloads.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket in the state directory, or below /run/merlon with --isolate")
 	c.Flags().StringVar(&o.workloads.docker, "docker", "/var/run/docker.sock", "`socket` of the Docker Engine, for services known by their container")
 	c.Flags().StringVar(&o.workloads.keyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
 	c.Flags().StringVar(&o.workloads.issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
@@ -68,6 +69,11 @@ func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 	began := time.Now()
 	if err := o.federation.check(); err != nil {
 		return err
+	}
+	if o.isolate {
+		if err := checkIsolate(o.workloads.address); err != nil {
+			return err
+		}
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -109,7 +115,7 @@ func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 	defer s.close()
 	s.logFile = o.log
 	if o.isolate {
-		if err := s.beginIsolation(o.workloads.address); err != nil {
+		if o.workloads.address, err = s.beginIsolation(o.workloads.address); err != nil {
 			return err
 		}
 	}
@@ -229,13 +235,17 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 	for _, t := range tries(in, s.dir, s.state, outbound(gates)) {
 		u.printf("\n  %s\n  %s\n", u.dim("# "+t.About), t.Command)
 	}
-	var open []string
+	var open, root []string
 	for _, p := range places(in) {
-		if g := gates[p]; g != nil && g.ns == nil && p != merlon.Edge {
+		switch g := gates[p]; {
+		case g == nil, p == merlon.Edge:
+		case g.ns == nil:
 			open = append(open, p.Service)
+		case strings.HasSuffix(g.local.String(), asRoot):
+			root = append(root, p.Service)
 		}
 	}
-	u.printf("\n%s\n", u.dim(directly(open)))
+	u.printf("\n%s\n", u.dim(directly(open, root)))
 	u.printf("%s\n", u.dim("Log: "+relative(s.logFile)+" · stop with Ctrl-C"))
 }
 
