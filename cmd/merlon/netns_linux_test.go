@@ -342,3 +342,68 @@ func TestNetnsRefused(t *testing.T) {
 	s.isolated("b", "192.0.2.7:7000", "a: [hello]", "", app)
 	s.fails(1, []string{"up", "--isolate"}, "b.merlon.yaml:5:", "b is isolated, and 192.0.2.7:7000", "127.0.0.1:PORT")
 }
+
+// TestNetnsTCP: local ports are in the caller's namespace, and lead to a service
+// that listens in its own.
+func TestNetnsTCP(t *testing.T) {
+	t.Parallel()
+	s := newIsolated(t)
+	app := filepath.Join(s.dir, "app")
+	_, port, _ := net.SplitHostPort(s.c)
+	s.write("b.merlon.yaml", fmt.Sprintf("services:\n  b:\n    address: %s\n    protocol: tcp\n    run: {command: [%s], env: {NAME: b, LISTEN: \"%s\"}}\n    callers: {a: all}\n", s.b, app, s.b))
+	s.write("a.merlon.yaml", fmt.Sprintf("services:\n  a:\n    address: %s\n    localPorts: {b: %s}\n    run: {command: [%s], env: {NAME: a, LISTEN: \"%s\"}}\n", s.a, port, app, s.a))
+	s.up("--isolate")
+	c := startCaller(t, exec.Command(merlonBin(t), "exec", "a", s.dir, "--", app, "get"))
+	if got := c.get("http://" + s.c + "/hello"); got != "200 b" {
+		t.Errorf("through the local port: %s", got)
+	}
+	if !free(s.c) {
+		t.Error("the local port is open to the host")
+	}
+}
+
+// Unit tests of what the above stands on.
+
+func TestMakePublic(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "x")
+	for range 2 { // it may be there
+		if err := makePublic(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := makePublic(dir); err == nil || !strings.Contains(err.Error(), "this user alone") {
+		t.Errorf("writable by all: %v", err)
+	}
+	link := dir + "-link"
+	if err := os.Symlink(t.TempDir(), link); err != nil {
+		t.Fatal(err)
+	}
+	if err := makePublic(link); err == nil {
+		t.Error("a link that somebody laid")
+	}
+	if os.Geteuid() == 0 {
+		foreign := filepath.Join(t.TempDir(), "y")
+		if err := errors.Join(os.Mkdir(foreign, 0o755), os.Chown(foreign, nobodyIs, nobodyIs)); err != nil {
+			t.Fatal(err)
+		}
+		if err := makePublic(foreign); err == nil {
+			t.Error("of another user")
+		}
+	}
+}
+
+func TestOnLoopback(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]bool{
+		"127.0.0.1:80": true, "127.9.9.9:80": true, "[::1]:80": true, "localhost:80": true, "0.0.0.0:80": true, "[::]:80": true,
+		"10.0.0.1:80": false, "db.example:80": false, "[fe80::1]:80": false, "127.0.0.1": false, "": false, ":80": false,
+	} {
+		if got := onLoopback(address); got != want {
+			t.Errorf("%q: %t", address, got)
+		}
+	}
+}
