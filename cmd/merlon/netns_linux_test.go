@@ -407,3 +407,25 @@ func TestOnLoopback(t *testing.T) {
 		}
 	}
 }
+
+func TestDirectly(t *testing.T) {
+	t.Parallel()
+	edge := control.GateStatus{Place: "gateway"}
+	gate := func(name string, isolated bool, local string) control.GateStatus {
+		return control.GateStatus{Place: "gate of " + name, Isolated: isolated, Local: local}
+	}
+	for _, tt := range []struct {
+		gates     []control.GateStatus
+		has, lack string
+	}{
+		{[]control.GateStatus{edge, gate("a", false, ""), gate("b", false, "")}, "not prevented for any service:", "namespace"},
+		{[]control.GateStatus{edge, gate("a", false, ""), gate("b", true, "")}, "not prevented for a:", "namespace"},
+		{[]control.GateStatus{edge, gate("a", true, ""), gate("b", true, "tree"+asRoot)}, "no other way in or out", "not prevented"},
+		{[]control.GateStatus{edge, gate("a", true, ""), gate("b", true, "tree"+asRoot)}, "network of b is closed, but root", "of a"},
+		{[]control.GateStatus{gate("a", false, ""), gate("b", true, "tree"+asRoot)}, "network of b is closed, but root", "no other way"},
+	} {
+		if got := directly(tt.gates); !strings.Contains(got, tt.has) || strings.Contains(got, tt.lack) {
+			t.Errorf("%+v: %s", tt.gates, got)
+		}
+	}
+}

@@ -86,7 +86,6 @@ func (u *ui) printStatus(s *control.Status) {
 	}
 	u.printf("intent %s  %s by %s  %s\n\n", u.cyan(short(s.Intent.Hash)), s.Intent.Time.Local().Format(time.DateTime), s.Intent.Who, u.dim(s.Intent.Message))
 	rows := [][]string{{u.dim("gate"), u.dim("address"), u.dim("enforces"), u.dim("since"), u.dim("direct access")}}
-	var open, root []string
 	for _, g := range s.Gates {
 		state := u.green(short(g.Intent))
 		if g.Behind != "" {
@@ -95,12 +94,6 @@ func (u *ui) printStatus(s *control.Status) {
 		direct := ""
 		if g.Place != merlon.Edge.String() {
 			direct = u.direct(g.Isolated)
-			switch service := strings.TrimPrefix(g.Place, "gate of "); {
-			case !g.Isolated:
-				open = append(open, service)
-			case strings.HasSuffix(g.Local, asRoot):
-				root = append(root, service)
-			}
 		}
 		rows = append(rows, []string{g.Place, g.Address, state, g.Swapped.Local().Format(time.DateTime), direct})
 	}
@@ -124,7 +117,7 @@ func (u *ui) printStatus(s *control.Status) {
 		}
 	}
 	u.table("", rows)
-	u.printf("\n%s\n", u.dim(directly(open, root)))
+	u.printf("\n%s\n", u.dim(directly(s.Gates)))
 }
 
 // direct says whether a service can be reached past its gate, and others from it.
@@ -137,18 +130,35 @@ func (u *ui) direct(isolated bool) string {
 
 // directly says it of all services: of those that have no network namespace of
 // their own, and of those that have and run as root.
-func directly(open, root []string) string {
-	says := []string{"Gates decide what goes through them."}
+func directly(gates []control.GateStatus) string {
+	var open, root []string
+	services := 0
+	for _, g := range gates {
+		if g.Place == merlon.Edge.String() {
+			continue
+		}
+		services++
+		switch service := strings.TrimPrefix(g.Place, "gate of "); {
+		case !g.Isolated:
+			open = append(open, service)
+		case strings.HasSuffix(g.Local, asRoot):
+			root = append(root, service)
+		}
+	}
+	who := strings.Join(slices.Compact(open), ", ")
+	if len(open) == services {
+		who = "any service"
+	}
+	says := "Gates decide what goes through them. "
 	if len(open) == 0 {
-		says = append(says, "Services have no other way in or out: each has a network namespace of its own.")
+		says += "Services have no other way in or out: each has a network namespace of its own."
 	} else {
-		says = append(says, fmt.Sprintf("Direct access on this host is not prevented for %s: a program can reach an app's own port, and an app what it likes, past the gates.",
-			strings.Join(slices.Compact(open), ", ")))
+		says += "Direct access on this host is not prevented for " + who + ":\na program can reach an app's own port, and an app what it likes, past the gates."
 	}
 	if len(root) > 0 {
-		says = append(says, fmt.Sprintf("The network of %s is closed, but root can get out by other ways: let workload: name a user.", strings.Join(slices.Compact(root), ", ")))
+		says += "\nThe network of " + strings.Join(slices.Compact(root), ", ") + " is closed, but root can get out by other ways: let workload: name a user."
 	}
-	return strings.Join(says, "\n")
+	return says
 }
 
 // printLocal says which processes of the host may call as which service.

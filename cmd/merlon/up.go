@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -235,17 +234,13 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 	for _, t := range tries(in, s.dir, s.state, outbound(gates)) {
 		u.printf("\n  %s\n  %s\n", u.dim("# "+t.About), t.Command)
 	}
-	var open, root []string
+	var all []control.GateStatus
 	for _, p := range places(in) {
-		switch g := gates[p]; {
-		case g == nil, p == merlon.Edge:
-		case g.ns == nil:
-			open = append(open, p.Service)
-		case strings.HasSuffix(g.local.String(), asRoot):
-			root = append(root, p.Service)
+		if g := gates[p]; g != nil {
+			all = append(all, control.GateStatus{Place: p.String(), Isolated: g.ns != nil, Local: g.local.String()})
 		}
 	}
-	u.printf("\n%s\n", u.dim(directly(open, root)))
+	u.printf("\n%s\n", u.dim(directly(all)))
 	u.printf("%s\n", u.dim("Log: "+relative(s.logFile)+" · stop with Ctrl-C"))
 }
 
