@@ -163,7 +163,9 @@ func (d *drill) begin() {
 		if err != nil {
 			d.t.Fatal(err)
 		}
-		text := d.text(func(g *stand) string { return fmt.Sprintf("workload: {unix: {user: '%s', path: '%s'}}", me.Username, d.program(g)) })
+		text := d.text(func(g *stand) string {
+			return fmt.Sprintf("workload: {unix: {user: '%s', path: '%s'}}", me.Username, d.program(g))
+		})
 		err = errors.Join(os.WriteFile(filepath.Join(d.dir, "merlon.yaml"), []byte(text), 0o600), os.WriteFile(filepath.Join(d.dir, "c.proto"), []byte(soakContract), 0o600))
 		for _, g := range d.gates() {
 			err = errors.Join(err, os.WriteFile(d.program(g), gate, 0o700))

@@ -222,32 +222,36 @@ func TestWorkloadAPIWait(t *testing.T) {
 	fails("no address of a Workload API", "-svid", "unix://relative/path")
 }
 
+// shown is the serial number of the certificate that the gate shows.
+func (s *stand) shown() string {
+	s.t.Helper()
+	c, err := tls.Dial("tcp", strings.TrimPrefix(s.url, "https://"), s.client.Transport.(*http.Transport).TLSClientConfig)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer c.Close()
+	return c.ConnectionState().PeerCertificates[0].SerialNumber.String()
+}
+
+// written is that of the certificate in the gate's files.
+func (s *stand) written() string {
+	s.t.Helper()
+	pair, err := tls.LoadX509KeyPair(filepath.Join(s.dir, "svid.pem"), filepath.Join(s.dir, "key.pem"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return pair.Leaf.SerialNumber.String()
+}
+
 // TestSVIDFiles: what somebody writes to the directory of the SVID counts from the
-// next handshake on, whole or not at all; and so do the roots of other trust domains.
+// next handshake on, whole or not at all.
 func TestSVIDFiles(t *testing.T) {
 	t.Parallel()
 	s := newStand(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "done") }))
-	s.orders("callers: {a: [hello, slow], partner.example/billing: [hello]}\nfederation: {partner.example: {bundle: 'https://partner.example/bundle'}}", nil)
 	s.start()
 	s.want("/hello", 200, "done")
-	shown := func() string {
-		t.Helper()
-		c, err := tls.Dial("tcp", strings.TrimPrefix(s.url, "https://"), s.client.Transport.(*http.Transport).TLSClientConfig)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		return c.ConnectionState().PeerCertificates[0].SerialNumber.String()
-	}
+	shown, written := s.shown, s.written
 	first := shown()
-	written := func() (serial string) {
-		t.Helper()
-		pair, err := tls.LoadX509KeyPair(filepath.Join(s.dir, "svid.pem"), filepath.Join(s.dir, "key.pem"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return pair.Leaf.SerialNumber.String()
-	}
 
 	// Half of a new one is none, however long the other half takes.
 	old, err := os.ReadFile(filepath.Join(s.dir, "key.pem"))
@@ -292,8 +296,15 @@ func TestSVIDFiles(t *testing.T) {
 	}
 	s.svid("b")
 	s.until("a whole one is taken again", func() bool { return shown() == written() })
+}
 
-	// Roots of another trust domain, which say nothing about ours.
+// TestBundleFiles: the roots of other trust domains are in files too, and say
+// nothing about our own.
+func TestBundleFiles(t *testing.T) {
+	t.Parallel()
+	s := newStand(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "done") }))
+	s.orders("callers: {a: [hello], partner.example/billing: [hello]}\nfederation: {partner.example: {bundle: 'https://partner.example/bundle'}}", nil)
+	s.start()
 	partner, bundle := foreign(t, "partner.example")
 	forger, forged := foreign(t, trustDomain)
 	if err := os.Mkdir(filepath.Join(s.dir, "bundles"), 0o700); err != nil {
@@ -335,7 +346,7 @@ func TestSVIDFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.svid("b")
-	s.until("the bundles are gone", func() bool { return shown() == written() })
+	s.until("the bundles are gone", func() bool { return s.shown() == s.written() })
 	s.want("/hello", 200, "done")
 }
 
