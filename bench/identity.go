@@ -195,8 +195,6 @@ func measureCrew(ctx context.Context, dir string, crew int) (rows []row, err err
 	add(fmt.Sprintf("MiB after each of %d rotations", rotations), "%s", strings.Join(steps, ", "))
 	add("SVIDs signed and pushed in these, for a processor second", "%d signed, %d pushed: %.0f", issued, pushed, float64(pushed)/used.Seconds())
 	add("a new SVID is with its workload after, at most (ms)", "%d", slices.Max(late).Milliseconds())
-	c.end()
-	add("MiB when all are gone", "%s", memory())
 	return rows, err
 }
 
