@@ -133,6 +133,9 @@ func (s *Server) Close() {
 	s.grpc.Stop()
 }
 
+// scheme begins every SPIFFE ID.
+const scheme = "spiffe://"
+
 // header is the metadata that a Workload API call must have (SPIFFE Workload
 // Endpoint 5): what a server is tricked to fetch (SSRF) has not.
 const header = "workload.spiffe.io"
@@ -166,7 +169,7 @@ func (s *Server) identify(ctx context.Context) (string, error) {
 		}
 		return "", denied()
 	}
-	return "spiffe://" + s.cfg.TrustDomain + "/" + name, nil
+	return scheme + s.cfg.TrustDomain + "/" + name, nil
 }
 
 // denied is all that a caller without identity hears.
