@@ -130,6 +130,7 @@ type Cluster struct {
 	start  time.Time
 	budget budget
 	set    atomic.Pointer[set] // never nil
+	bodies share
 	counts struct{ connects, failed, ejections atomic.Uint64 }
 
 	ctx    context.Context // ends with Close
