@@ -97,7 +97,10 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 	if s.ports, err = readPorts(filepath.Join(state, "ports.json")); err != nil {
 		return nil, err
 	}
-	s.authority, err = authority.Open(filepath.Join(state, authorityName), s.trustDomain, authority.Options{Upstream: o.upstream, Issuer: o.federation.issuer, Log: log})
+	s.authority, err = authority.Open(filepath.Join(state, authorityName), s.trustDomain, authority.Options{
+		Lifetime: o.lifetimes.svid, Intermediate: o.lifetimes.intermediate, Root: o.lifetimes.root,
+		Upstream: o.upstream, Issuer: o.federation.issuer, Log: log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -112,6 +115,7 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 // authorityOptions say how the authority meets others.
 type authorityOptions struct {
 	upstream   authority.Upstream
+	lifetimes  lifetimes
 	federation federationOptions
 }
 

@@ -48,6 +48,7 @@ does: one that widens access needs --widen.`,
 	c.Flags().StringVar(&o.workloads.keyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
 	c.Flags().StringVar(&o.workloads.issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
 	c.Flags().StringVar(&o.workloads.audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")
+	o.lifetimes.flags(c)
 	o.vault.flags(c)
 	o.federation.flags(c)
 	c.Flags().BoolVar(&o.isolate, "isolate", false, "give every service with a run: sentence a network namespace of its own (Linux, as root): nothing but its gate reaches it, and it reaches nothing but its gate")
@@ -60,13 +61,14 @@ type upOptions struct {
 	widen, committed bool
 	isolate          bool
 	workloads        workloadOptions
+	lifetimes        lifetimes
 	vault            vaultOptions
 	federation       federationOptions
 }
 
 func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 	began := time.Now()
-	if err := o.federation.check(); err != nil {
+	if err := errors.Join(o.federation.check(), o.lifetimes.check(o)); err != nil {
 		return err
 	}
 	if o.isolate {
@@ -107,7 +109,7 @@ func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 	if err != nil {
 		return err
 	}
-	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, who, authorityOptions{upstream, o.federation}, log)
+	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, who, authorityOptions{upstream, o.lifetimes, o.federation}, log)
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,10 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 	var config *tls.Config
 	var state any
 	if ep.c.cfg.TLS != nil {
-		config, state = ep.c.cfg.TLS(ep.Endpoint)
+		var err error
+		if config, state, err = ep.c.cfg.TLS(ep.Endpoint); err != nil {
+			return nil, ep.noConn(ReasonNoSVID, err)
+		}
 	}
 	nc, sock, below, err := ep.connect(ctx, config)
 	if err == nil {
