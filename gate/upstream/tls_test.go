@@ -115,7 +115,7 @@ func TestNoSVID(t *testing.T) {
 	c := open(t, Config{EjectAfter: 1, TLS: func(merlon.Endpoint) (*tls.Config, any, error) { return config, nil, err }}, s.endpoint)
 	for range 3 {
 		_, got := c.Get(context.Background(), false)
-		if wantReason(t, got, ReasonNoSVID); !errors.Is(got, missing) {
+		if wantReason(t, got, ReasonUnready); !errors.Is(got, missing) {
 			t.Errorf("cause %v", got)
 		}
 	}

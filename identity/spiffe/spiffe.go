@@ -96,10 +96,22 @@ func ClientConfig(src Source, wantID string) *tls.Config {
 			}
 			return src.Roots(), nil
 		})
-		return err
+		if err != nil {
+			return &UnprovenError{err}
+		}
+		return nil
 	}
 	return c
 }
+
+// UnprovenError says why the other end of a connection did not prove to be who
+// was meant to be there.
+type UnprovenError struct{ err error }
+
+func (e *UnprovenError) Error() string { return e.err.Error() }
+
+// Unwrap is the cause.
+func (e *UnprovenError) Unwrap() error { return e.err }
 
 // PeerID is the SPIFFE ID that the peer of a connection proved. The state must
 // come from a finished handshake under ServerConfig or ClientConfig: PeerID
