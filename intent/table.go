@@ -29,7 +29,7 @@ func language() *shape {
 			doc:     "What calls and is called, by name. A service has one definition, in one file, so that its owner sees every rule about it.",
 			example: "trustDomain: shop.example\nservices:\n  web: {address: 10.0.1.5:8080}\n  orders:\n    operations: {getOrder: \"GET /orders/{id}\"}\n    callers: {web: [getOrder]}\n"},
 		{name: "external", shape: &shape{dict: &shape{object: externalKeys(operations, callers)}, names: nameText("external service"), empty: true},
-			doc:     "Services that are not ours, reached over public TLS. They cannot call.",
+			doc:     "Services that are not ours, reached over public TLS or, in another trust domain, by their SPIFFE ID. They cannot call.",
 			example: inExternal("")},
 		{name: "guardrails", shape: &shape{list: &shape{object: guardrailKeys()}, empty: true},
 			doc:     "Denials that the owner of a service cannot lift. They go before every rule, also in shadow mode.",
