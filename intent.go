@@ -315,7 +315,7 @@ const (
 	PerCaller                 // the proved caller: service, or login and subject
 )
 
-// Partner is another trust domain whose workloads may be callers. As a caller a
+// Partner is another trust domain, whose workloads may call and be called. A
 // workload is named by trust domain and path, such as partner.example/billing for
 // spiffe://partner.example/billing.
 type Partner struct {
