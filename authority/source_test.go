@@ -133,9 +133,9 @@ func TestClass18CertificateRotationFailureIsLoud(t *testing.T) {
 			t.Fatal(err)
 		}
 		a.closed.Store(false)
-		a.journal.mu.Lock()
+		a.journal.disk.Lock()
 		a.journal.closed = false
-		a.journal.mu.Unlock()
+		a.journal.disk.Unlock()
 		first := s.SVID()
 		steps := []struct {
 			until time.Duration

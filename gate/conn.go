@@ -53,10 +53,11 @@ type conn struct {
 	// reserved says that the record of this call has room already.
 	reserved bool
 
-	lent      *upstream.Conn // the connection that this call has borrowed
-	upReads   readSide       // of that
-	following bool           // the client's losing interest ends its use
-	moved     atomic.Int64   // when a piece of a call that lasts came last, either way
+	lent      *upstream.Conn                   // the connection that this call has borrowed
+	upReads   readSide                         // of that
+	holding   atomic.Pointer[upstream.Cluster] // counts the body, which is on its way
+	following bool                             // the client's losing interest ends its use
+	moved     atomic.Int64                     // when a piece of a call that lasts came last, either way
 	// lane says that this is a stream of HTTP/2, not a connection.
 	lane bool
 	// served says that a request came before.

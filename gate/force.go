@@ -220,6 +220,9 @@ func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoi
 		RetryPercent:   retry,
 		Now:            g.clock.Now,
 	}
+	if name == g.cfg.Place.Service {
+		cfg.Dial = g.cfg.DialOwn
+	}
 	if speaksHTTP2(in, name) {
 		cfg.Mux = g.newUpMux
 		cfg.TLS = func(e merlon.Endpoint) (*tls.Config, any, error) {

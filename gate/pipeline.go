@@ -29,6 +29,7 @@ const (
 	ReasonNoOrders       merlon.Reason = "no_orders"            // the gate has no orders yet
 	ReasonRecordFull     merlon.Reason = "record_full"          // the call could not be recorded
 	ReasonBodyTooLarge   merlon.Reason = "body_too_large"       // more bytes than the service's maxBody
+	ReasonBodies         merlon.Reason = "bodies_waiting"       // more bodies are on their way than there are connections for
 	ReasonBodyInvalid    merlon.Reason = "body_invalid"         // its chunks are not well-formed
 	ReasonClientGone     merlon.Reason = "client_gone"          // the client stopped before the end of its body
 	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken"   // another protocol, or a WebSocket that the operation does not offer
@@ -442,7 +443,7 @@ func Status(r merlon.Reason, stranger bool) int {
 		return 415
 	case ReasonTimeout, ReasonDeadline:
 		return 504
-	case ReasonNoOrders, ReasonRecordFull, upstream.ReasonOverloaded, upstream.ReasonUnready, ReasonSVIDExpired, ReasonNoBundle:
+	case ReasonNoOrders, ReasonRecordFull, ReasonBodies, upstream.ReasonOverloaded, upstream.ReasonUnready, ReasonSVIDExpired, ReasonNoBundle:
 		return 503
 	case ReasonPeerExpired:
 		return 403

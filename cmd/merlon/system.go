@@ -47,6 +47,8 @@ type system struct {
 	api         *control.API
 	records     *record.Writer
 	programs    *supervise.Supervisor
+	bin         string // where programs are built
+	public      string // directory for all users, when services are isolated; else ""
 	ports       *ports
 
 	mu      sync.Mutex
@@ -61,7 +63,7 @@ type system struct {
 // force, or the given one before the first.
 func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who attest.Options, o authorityOptions, log *slog.Logger) (_ *system, err error) {
 	s := &system{
-		dir: dir, state: state, log: log, say: u.say, who: newIdentities(who, log),
+		dir: dir, state: state, bin: filepath.Join(state, "bin"), log: log, say: u.say, who: newIdentities(who, log),
 		gates:    map[merlon.Place]*running{},
 		started:  map[string]*program{},
 		programs: supervise.New(),
@@ -205,6 +207,7 @@ func (s *system) close() {
 	if s.workloads != nil {
 		s.workloads.Close()
 	}
+	s.endIsolation()
 	if s.bundle != nil {
 		s.bundle.Close()
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net"
 	"syscall"
-	"time"
 
 	"merlon"
 	"merlon/internal/wire"
@@ -74,8 +73,7 @@ func (ep *endpoint) connect(ctx context.Context, config *tls.Config) (nc, sock n
 	if config == nil && (ep.ID != "" || ep.TLSName != "") {
 		return nil, nil, nil, errPlain
 	}
-	dialer := net.Dialer{KeepAlive: 15 * time.Second}
-	sock, err = dialer.DialContext(ctx, "tcp", ep.Address)
+	sock, err = ep.c.cfg.Dial(ctx, ep.Address)
 	if err != nil || config == nil {
 		return sock, sock, nil, err
 	}

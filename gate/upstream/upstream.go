@@ -39,6 +39,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -58,6 +59,9 @@ type Config struct {
 	// the connection's State. An error says that this side has nothing to prove
 	// itself by, or to verify the endpoint by, which is no failure of the endpoint.
 	TLS func(merlon.Endpoint) (config *tls.Config, state any, err error)
+
+	// Dial opens the TCP connection below; nil for the system's.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 
 	// Mux makes of a new connection, whose Conn, State and Socket are set, one that
 	// carries many calls at once, and of each loan a stream of it; nil means that a
@@ -132,6 +136,7 @@ type Cluster struct {
 	start  time.Time
 	budget budget
 	set    atomic.Pointer[set] // never nil
+	bodies share
 	counts struct{ connects, failed, ejections atomic.Uint64 }
 
 	ctx    context.Context // ends with Close
