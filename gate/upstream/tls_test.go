@@ -126,6 +126,37 @@ func TestNoSVID(t *testing.T) {
 	get(t, c, false).Release(true)
 }
 
+// TestNoSVIDInLine: calls that wait for a shared connection learn at once that
+// there will be none.
+func TestNoSVIDInLine(t *testing.T) {
+	t.Parallel()
+	s, _ := serveTLS(t)
+	const calls = 5
+	inLine := make(chan struct{})
+	m := &many{room: calls}
+	c := open(t, Config{Mux: m.make, ConnectTimeout: time.Hour, TLS: func(merlon.Endpoint) (*tls.Config, any, error) {
+		<-inLine
+		return nil, nil, errors.New("no SVID")
+	}}, s.endpoint)
+	got := make(chan error, calls)
+	for range calls {
+		go func() {
+			_, err := c.Get(context.Background(), false)
+			got <- err
+		}()
+	}
+	until(t, "the others wait", func() bool { return status(t, c, s.endpoint).Waiting == calls-1 })
+	close(inLine)
+	for range calls {
+		select {
+		case err := <-got:
+			wantReason(t, err, ReasonUnready)
+		case <-time.After(20 * time.Second):
+			t.Fatal("a call waits for what will not come")
+		}
+	}
+}
+
 // ConnectTimeout covers the handshake.
 func TestHandshakeTimeout(t *testing.T) {
 	t.Parallel()
