@@ -92,6 +92,7 @@ type patient struct {
 	id     *control.Identity // never nil when status is not
 	ours   *control.Control  // of a system that is stopped: no other process begins while it is open
 	exists bool              // there is a state directory
+	root   *os.Root          // of it; nil until checkFiles
 	shut   bool              // nothing can be done in it as it is, and that was said
 
 	keys authority.Inspection
@@ -212,6 +213,9 @@ func (p *patient) down() bool { return !p.running() && !p.shut }
 func (p *patient) close() {
 	if p.ours != nil {
 		p.ours.Close()
+	}
+	if p.root != nil {
+		p.root.Close()
 	}
 }
 

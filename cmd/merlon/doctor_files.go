@@ -17,60 +17,66 @@ import (
 	"merlon/record"
 )
 
-// checkFiles finds what others can read and must not.
+// checkFiles finds what others can reach and must not. The way goes through an
+// os.Root: who could write there may have left links.
 func checkFiles(_ context.Context, p *patient) []finding {
-	wide := func(path string) (fs.FileMode, bool) {
-		info, err := os.Lstat(path)
+	root, err := os.OpenRoot(p.state)
+	if err != nil {
+		p.shut = true
+		return []finding{{What: err.Error(), Do: "run doctor as the user that merlon up runs as"}}
+	}
+	p.root = root
+	if info, err := root.Stat("."); err == nil {
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) != os.Getuid() {
+			p.shut = true // what we made would be ours, and of no use to its owner
+			return []finding{{What: fmt.Sprintf("%s belongs to another user (uid %d)", relative(p.state), stat.Uid), Do: "run doctor as that user"}}
+		}
+	}
+	wide := func(name string) (fs.FileMode, bool) {
+		info, err := root.Lstat(name)
 		if err != nil || info.Mode()&fs.ModeSymlink != 0 {
 			return 0, false
 		}
 		return info.Mode(), info.Mode().Perm()&0o077 != 0
 	}
-	keys := filepath.Join(p.state, authorityName)
-	_, stateOpen := wide(p.state)
-	_, keysOpen := wide(keys)
-	secrets, _ := filepath.Glob(filepath.Join(keys, "*.pem"))
+	_, stateOpen := wide(".")
+	_, keysOpen := wide(authorityName)
+	secrets, _ := fs.Glob(root.FS(), authorityName+"/*.pem")
 	known := false // keys may be: no mode takes that back
-	for _, path := range secrets {
-		_, open := wide(path)
+	for _, name := range secrets {
+		_, open := wide(name)
 		known = known || stateOpen && keysOpen && open
 	}
-	private := append([]string{p.state, keys}, secrets...)
-	for _, pattern := range []string{authorityName + "/*.jsonl", "control.db*", "control.lock", "control.sock", recordsName, recordsName + "/*", "federation", "federation/*", "merlon.log", "ports.json"} {
-		more, _ := filepath.Glob(filepath.Join(p.state, pattern))
+	private := append([]string{".", authorityName}, secrets...)
+	for _, pattern := range []string{authorityName + "/*.jsonl", "control.*", recordsName, recordsName + "/*", "federation", "federation/*", "merlon.log", "ports.json"} {
+		more, _ := fs.Glob(root.FS(), pattern)
 		private = append(private, more...)
 	}
 	var found []finding
-	for _, path := range private {
-		mode, open := wide(path)
+	left := 0
+	for _, name := range private {
+		mode, open := wide(name)
 		if !open {
 			continue
 		}
-		want := mode.Perm() &^ 0o077
-		f := finding{
-			What: fmt.Sprintf("others can reach %s (mode %04o)", relative(path), mode.Perm()),
-			Do:   fmt.Sprintf("chmod %o %s", want, relative(path)),
-			fix:  func(context.Context) error { return os.Chmod(path, want) },
-		}
+		path, want := relative(filepath.Join(p.state, name)), mode.Perm()&^0o077
+		f := finding{What: fmt.Sprintf("others can reach %s (mode %04o)", path, mode.Perm()), Do: fmt.Sprintf("chmod %o %s", want, path)}
 		if known {
-			f.fix = nil
 			f.Why = "the way to the keys of the authority stands open: who has an account on this host may know them"
-			f.Do += ", if nobody can have read them; if somebody can, move " + relative(keys) + " away to begin a new trust domain"
-		}
-		found = append(found, f)
-	}
-	if len(found) > 0 && !p.running() {
-		p.shut = true // nothing of merlon reads it as it is
-		for i := range found {
-			if fix := found[i].fix; fix != nil {
-				found[i].fix = func(ctx context.Context) error {
-					err := fix(ctx)
-					p.shut = p.shut && err != nil
-					return err
+			f.Do += ", if nobody can have read them; if somebody can, move " + relative(filepath.Join(p.state, authorityName)) + " away to begin a new trust domain"
+		} else {
+			f.fix = func(context.Context) error {
+				err := root.Chmod(name, want)
+				if err == nil {
+					left--
 				}
+				p.shut = left > 0 && !p.running()
+				return err
 			}
 		}
+		found, left = append(found, f), left+1
 	}
+	p.shut = left > 0 && !p.running() // nothing of merlon reads it as it is
 	return found
 }
 
@@ -102,7 +108,7 @@ func checkSockets(ctx context.Context, p *patient) []finding {
 		case errors.Is(err, syscall.ECONNREFUSED):
 			found = append(found, finding{
 				What: "nobody serves " + relative(path), Why: "the process that made it was killed", Do: "remove it; merlon up does so when it starts",
-				fix: func(context.Context) error { return os.Remove(path) },
+				fix: func(context.Context) error { return p.root.Remove(filepath.Base(path)) },
 			})
 		default:
 			found = append(found, finding{What: fmt.Sprintf("%s cannot be reached: %v", relative(path), err), Do: "run doctor as the user that merlon up runs as"})
