@@ -107,8 +107,14 @@ func checkPorts(_ context.Context, p *patient) []finding {
 	}
 	for _, name := range sortedKeys(known.at) {
 		service, _, _ := strings.Cut(name, "/")
-		if p.intent.Service(service) != nil {
-			try("the gate of "+service, known.at[name], "stop what uses the port; else the gate moves to another when it starts, and what was told the old one has to be told")
+		svc := p.intent.Service(service)
+		if svc == nil {
+			continue
+		}
+		before := len(found)
+		try("the gate of "+service, known.at[name], "stop what uses the port; else the gate moves to another when it starts, and what was told the old one has to be told")
+		if len(found) > before {
+			found[before].Note = svc.Run != nil // merlon up starts it, and tells it where the gate is
 		}
 	}
 	for i := range p.intent.Services {
