@@ -2,6 +2,7 @@ package gate
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -295,6 +296,9 @@ func invalid(err error) failure { return failure{ReasonUpstreamBad, err, upstrea
 
 // unreachable names why there is no connection.
 func unreachable(err error) failure {
+	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
+		return failure{reason: ReasonUpstreamExpired, cause: err}
+	}
 	if e, ok := errors.AsType[*upstream.Error](err); ok {
 		return failure{reason: e.Reason, cause: err}
 	}
