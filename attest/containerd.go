@@ -245,7 +245,8 @@ func parseOCI(text []byte) (doc ociDocument, err error) {
 		for _, m := range d.Manifests {
 			doc.manifests = append(doc.manifests, m.Digest)
 		}
-	default:
+	}
+	if doc.chain == "" && doc.config == "" && len(doc.manifests) == 0 {
 		return doc, errors.New("the image's description names no layers, or too many")
 	}
 	return doc, nil
@@ -421,7 +422,9 @@ func containerdImage(namespace, want string) selector {
 		}
 		chains, err := c.chains(digest)
 		if errors.Is(err, errNotFound) {
-			return false, func() string { return saw() + "; containerd has no image " + digest + " (any more): what it was made of is not known" }, nil
+			return false, func() string {
+				return saw() + "; containerd has no image " + digest + " (any more): what it was made of is not known"
+			}, nil
 		}
 		return err == nil && slices.Contains(chains, root), saw, err
 	})
