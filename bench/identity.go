@@ -66,7 +66,7 @@ type crowdOf struct {
 	stdin    *os.File
 	arrivals chan arrival
 	wg       sync.WaitGroup
-	held     []string // serial number of each
+	held     int // how many there are
 }
 
 func measureIdentity(ctx context.Context, out io.Writer) error {
@@ -200,7 +200,7 @@ func (m *crewRun) atOnce(ctx context.Context) error {
 		return err
 	}
 	for range rotations {
-		some, err := c.wait(ctx, len(c.held))
+		some, err := c.wait(ctx, 0)
 		if err != nil {
 			return err
 		}
@@ -247,7 +247,7 @@ func (c *crowdOf) grow(ctx context.Context, most, rate int) ([]arrival, error) {
 		}
 		c.arrivals = make(chan arrival, workloads)
 	}
-	began, first := time.Now(), len(c.held)
+	began, first := time.Now(), c.held
 	go func() {
 		for i := first; i < most && ctx.Err() == nil; i++ {
 			if rate > 0 {
@@ -259,8 +259,8 @@ func (c *crowdOf) grow(ctx context.Context, most, rate int) ([]arrival, error) {
 			}
 		}
 	}()
-	c.held = slices.Grow(c.held, most-first)[:most]
-	return c.wait(ctx, most-first)
+	c.held = most
+	return c.wait(ctx, first)
 }
 
 // start starts a workload and reads what it says until it ends.
@@ -307,20 +307,23 @@ func (c *crowdOf) read(i int, started time.Time, line string) arrival {
 	return a
 }
 
-// wait waits until so many workloads have another SVID than before.
-func (c *crowdOf) wait(ctx context.Context, n int) ([]arrival, error) {
+// wait waits until each workload from this one on has another SVID than before,
+// and gives the first that each got.
+func (c *crowdOf) wait(ctx context.Context, from int) ([]arrival, error) {
 	var all []arrival
 	timeout := time.After(identityLimit)
-	for seen := map[int]bool{}; len(seen) < n; {
+	for seen := map[int]bool{}; len(all) < c.held-from; {
 		select {
 		case a := <-c.arrivals:
 			if a.failed != nil {
 				return nil, a.failed
 			}
-			seen[a.workload], c.held[a.workload] = true, a.serial
-			all = append(all, a)
+			if a.workload >= from && !seen[a.workload] {
+				seen[a.workload] = true
+				all = append(all, a)
+			}
 		case <-timeout:
-			return nil, fmt.Errorf("%d of %d workloads got an SVID within %v", len(seen), n, identityLimit)
+			return nil, fmt.Errorf("%d of %d workloads got an SVID within %v", len(all), c.held-from, identityLimit)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
