@@ -408,14 +408,15 @@ func (d *decoder) readService(f field, external bool) {
 func (s *serviceDef) readWorkload(d *decoder, f field) {
 	at := d.word(f.key)
 	w := &merlon.WorkloadRule{Pos: at.pos}
-	unix, docker := d.get(f.value, "unix"), d.get(f.value, "docker")
+	unix, docker, containerd := d.get(f.value, "unix"), d.get(f.value, "docker"), d.get(f.value, "containerd")
 	for _, text := range []struct {
 		in   *yaml.Node
 		name string
 		to   *string
 	}{
 		{unix, "user", &w.UnixUser}, {unix, "group", &w.UnixGroup}, {unix, "path", &w.Executable}, {unix, "sha256", &w.SHA256},
-		{d.get(f.value, "systemd"), "unit", &w.SystemdUnit}, {docker, "image", &w.DockerImage}, {f.value, "kubernetes", &w.Kubernetes},
+		{d.get(f.value, "systemd"), "unit", &w.SystemdUnit}, {docker, "image", &w.DockerImage},
+		{containerd, "namespace", &w.ContainerdNamespace}, {containerd, "image", &w.ContainerdImage}, {f.value, "kubernetes", &w.Kubernetes},
 	} {
 		if n := d.get(text.in, text.name); n != nil {
 			*text.to = n.Value
@@ -425,18 +426,26 @@ func (s *serviceDef) readWorkload(d *decoder, f field) {
 			}
 		}
 	}
-	for _, label := range d.fields(d.get(docker, "label")) {
-		if w.DockerLabels == nil {
-			w.DockerLabels = map[string]string{}
-		}
-		w.DockerLabels[label.key.Value] = label.value.Value
-		if s.sign == nil {
-			sign := d.word(label.value)
-			s.sign = &sign
+	for _, labels := range []struct {
+		in *yaml.Node
+		to *map[string]string
+	}{{docker, &w.DockerLabels}, {containerd, &w.ContainerdLabels}} {
+		for _, label := range d.fields(d.get(labels.in, "label")) {
+			if *labels.to == nil {
+				*labels.to = map[string]string{}
+			}
+			(*labels.to)[label.key.Value] = label.value.Value
+			if s.sign == nil {
+				sign := d.word(label.value)
+				s.sign = &sign
+			}
 		}
 	}
+	if containerd != nil && w.ContainerdNamespace == "" {
+		w.ContainerdNamespace = "default"
+	}
 	if s.sign == nil {
-		if len(f.value.Content) == 0 || docker != nil && len(docker.Content) == 0 {
+		if len(f.value.Content) == 0 || docker != nil && len(docker.Content) == 0 || containerd != nil && len(containerd.Content) == 0 {
 			d.estate.report.add(at, codeNothing, "say by what it is recognised, such as unix: {user: web}, or leave the key out", nil, "workload names nothing")
 		}
 		return // what is wrong is reported

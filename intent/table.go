@@ -302,20 +302,44 @@ func workloadKeys() []key {
 			example: inService("workload: {systemd: {unit: orders.service}}")},
 		{name: "docker", doc: "By the container that it is in, as the Docker Engine of the gate's host describes it.",
 			shape: &shape{object: []key{
-				{name: "image", doc: "The image's digest: that of its configuration (`docker images --no-trunc`), or the one under which it was pulled.",
-					shape:   &shape{text: &text{what: "a digest, sha256: and 64 hexadecimal digits", pattern: `^sha256:[0-9a-f]{64}$`}},
+				{name: "image", doc: "The image's digest: that of its configuration (`docker images --no-trunc`), or the one under which it was pulled. With a name before it, `NAME@DIGEST`, it must have been pulled by that name.",
+					shape:   &shape{text: imageDigest()},
 					example: inService("workload: {docker: {image: \"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"}}")},
 				{name: "label", doc: "Labels of the container, all of which it must have.",
-					shape: &shape{dict: &shape{text: &text{what: "a value", number: true}},
-						names: &text{what: "label names", pattern: `^[a-zA-Z0-9][a-zA-Z0-9_./\-]{0,127}$`, code: codeName}},
+					shape:   containerLabels(),
 					example: inService("workload: {docker: {label: {app: orders}}}")},
 			}},
 			example: inService("workload: {docker: {label: {app: orders}}}")},
+		{name: "containerd", doc: "By the container that it is in, as containerd of the gate's host describes it.",
+			shape: &shape{object: []key{
+				{name: "namespace", def: "default", doc: "The namespace of containerd that the container is in: Kubernetes has `k8s.io`, nerdctl and ctr have `default`.",
+					shape:   &shape{text: &text{what: "the name of a namespace", pattern: `^[a-zA-Z0-9][a-zA-Z0-9._\-]{0,75}$`}},
+					example: inService("workload: {containerd: {namespace: k8s.io, label: {app: orders}}}")},
+				{name: "image", doc: "The image's digest: that of its index, its manifest or its configuration. The container must have begun with the layers that this digest names, " +
+					"whatever its image is called today. With a name before it, `NAME@DIGEST`, it must have been made of an image of that name, too.",
+					shape:   &shape{text: imageDigest()},
+					example: inService("workload: {containerd: {image: \"registry.example/orders@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"}}")},
+				{name: "label", doc: "Labels of the container, all of which it must have.",
+					shape:   containerLabels(),
+					example: inService("workload: {containerd: {label: {app: orders}}}")},
+			}},
+			example: inService("workload: {containerd: {label: {app: orders}}}")},
 		{name: "kubernetes", doc: "By the service account that its pod runs as, `NAMESPACE/NAME`. The token that is projected into the pod proves it, by the cluster's keys.",
 			shape: &shape{text: &text{what: "NAMESPACE/SERVICEACCOUNT",
 				pattern: `^[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9.\-]{0,251}[a-z0-9])?$`}},
 			example: inService("workload: {kubernetes: shop/orders}")},
 	}
+}
+
+// imageDigest is what a container's image is known by.
+func imageDigest() *text {
+	return &text{what: "a digest, sha256: and 64 hexadecimal digits, with or without NAME@ before it",
+		pattern: `^([a-z0-9][a-zA-Z0-9._:/\-]{0,254}@)?sha256:[0-9a-f]{64}$`}
+}
+
+func containerLabels() *shape {
+	return &shape{dict: &shape{text: &text{what: "a value", number: true}},
+		names: &text{what: "label names", pattern: `^[a-zA-Z0-9][a-zA-Z0-9_./\-]{0,127}$`, code: codeName}}
 }
 
 func runKeys() []key {
