@@ -291,6 +291,13 @@ func (c *conn) refuseMalformed(err error) {
 	c.respond(false)
 }
 
+// What comes of a request that was answered is dropped for this long and up to
+// so many bytes.
+const (
+	lingering = 2 * time.Second
+	lingered  = 64 << 20
+)
+
 // linger lets the client read the answer before the connection ends: closing
 // with unread bytes would reset it (RFC 9112 9.6). Many clients first send all
 // they have and only then look for an answer.
@@ -299,8 +306,8 @@ func (c *conn) linger() {
 	if !ok || half.CloseWrite() != nil {
 		return
 	}
-	c.watch.start(c.g, c.net, 2*time.Second, busy)
-	for read := 0; read < 64<<20; {
+	c.watch.start(c.g, c.net, lingering, busy)
+	for read := 0; read < lingered; {
 		n, err := c.net.Read(c.up.buf)
 		if err != nil {
 			return
