@@ -45,6 +45,11 @@ const (
 	ReasonPeerExpired    merlon.Reason = "peer_expired"         // the caller's certificate ended during the connection
 	ReasonDefect         merlon.Reason = "gate_defect"          // the gate met a defect of its own
 
+	ReasonSVIDExpired      merlon.Reason = "svid_expired"      // the gate's own certificate has ended
+	ReasonNoBundle         merlon.Reason = "no_bundle"         // nothing verifies the other trust domain
+	ReasonUpstreamExpired  merlon.Reason = "upstream_expired"  // the certificate of the other side has ended
+	ReasonUpstreamUnproven merlon.Reason = "upstream_unproven" // the other side did not prove who it has to be
+
 	ReasonWebSocketInvalid merlon.Reason = "websocket_invalid" // the handshake is not one
 	ReasonWebSocketVersion merlon.Reason = "websocket_version" // of a version that is not spoken
 	ReasonTunnel           merlon.Reason = "tunnel_wrong"      // CONNECT to what does not speak TCP, or HTTP to what does
@@ -432,13 +437,13 @@ func Status(r merlon.Reason, stranger bool) int {
 		return 405
 	case ReasonMisdirected:
 		return 421 // RFC 9110 15.5.20
-	case upstream.ReasonNoEndpoint, upstream.ReasonConnect, upstream.ReasonClosed, ReasonUpstreamBroken, ReasonUpstreamBad:
+	case upstream.ReasonNoEndpoint, upstream.ReasonConnect, upstream.ReasonClosed, ReasonUpstreamBroken, ReasonUpstreamBad, ReasonUpstreamExpired, ReasonUpstreamUnproven:
 		return 502
 	case ReasonNotGRPC:
 		return 415
 	case ReasonTimeout, ReasonDeadline:
 		return 504
-	case ReasonNoOrders, ReasonRecordFull, ReasonBodies, upstream.ReasonOverloaded:
+	case ReasonNoOrders, ReasonRecordFull, ReasonBodies, upstream.ReasonOverloaded, upstream.ReasonUnready, ReasonSVIDExpired, ReasonNoBundle:
 		return 503
 	case ReasonPeerExpired:
 		return 403

@@ -164,9 +164,10 @@ func (c *conn) bodiless() bool {
 // bodyMayFollow reports whether the application may yet send the body that its
 // answer has not: many answer HEAD as if it were GET. What came when the
 // connection is in the pool, and in use again, would be the answer to somebody
-// else's call, and its bytes are often a client's to choose. Gates do not err so.
+// else's call, and its bytes are often a client's to choose. Gates do not err so;
+// what is of another trust domain may be none.
 func (c *conn) bodyMayFollow(up *upstream.Conn) bool {
-	return up.Endpoint.ID == "" && (c.req.Method == "HEAD" || c.bodiless() && c.res.Length > 0)
+	return (up.Endpoint.ID == "" || c.x.service.External) && (c.req.Method == "HEAD" || c.bodiless() && c.res.Length > 0)
 }
 
 // appendVerdict writes what the gate adds to every answer.
