@@ -192,8 +192,9 @@ const (
 // String names the position in records.
 func (p Position) String() string { return [...]string{"edge", "in", "out"}[p] }
 
-// Serve accepts connections from l until l is closed or the gate drains. It
-// always returns a non-nil error; net.ErrClosed after a drain.
+// Serve accepts connections from l until l is closed or the gate drains. With the
+// first call local ports begin to accept, too. It always returns a non-nil error;
+// net.ErrClosed after a drain.
 func (g *Gate) Serve(l net.Listener, at Position) error { return g.serve(l, at, door{}) }
 
 // ServeCaptured is Serve at Outbound for connections that the kernel brings to
@@ -211,6 +212,12 @@ func (g *Gate) serve(l net.Listener, at Position, in door) error {
 		l.Close()
 		return net.ErrClosed
 	}
+	g.servePorts()
+	return g.accept(l, at, in)
+}
+
+// accept is serve for a listener that the registry knows.
+func (g *Gate) accept(l net.Listener, at Position, in door) error {
 	var pause time.Duration
 	for {
 		nc, err := l.Accept()
