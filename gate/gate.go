@@ -205,6 +205,7 @@ func (g *Gate) ServeCaptured(l net.Listener) error { return g.serve(l, Outbound,
 type door struct {
 	port     uint16 // of the local port; 0 for none
 	captured bool   // it was going elsewhere
+	proxied  bool   // a header of the PROXY protocol comes first
 }
 
 func (g *Gate) serve(l net.Listener, at Position, in door) error {
@@ -236,14 +237,15 @@ func (g *Gate) accept(l net.Listener, at Position, in door) error {
 		g.metrics.accepted[at].Add(1)
 		client := clientAddress(nc)
 		// Who is behind a proxy is counted once that is known.
-		perClient := at == AtEdge && !g.proxied(client)
-		if !g.open.admit(client, perClient) {
+		in.proxied = at == AtEdge && g.proxied(client)
+		counted := at == AtEdge && !in.proxied && !g.trusts(client)
+		if !g.open.admit(client, counted) {
 			g.metrics.turnedAway.Add(1)
 			nc.Close()
 			continue
 		}
 		g.tidy.opened.Add(1)
-		go g.serveConn(nc, at, client, perClient, in)
+		go g.serveConn(nc, at, client, counted, in)
 	}
 }
 
