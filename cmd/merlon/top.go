@@ -219,7 +219,7 @@ func (u *ui) topNow(ctx context.Context, dir string, f *chosen, o *topOptions) e
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	began := time.Now()
-	found := follow(ctx, dir)
+	found := follow(ctx, dir, record.Filter{}, nil)
 	every := o.every
 	if o.once {
 		every = o.window
