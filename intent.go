@@ -136,7 +136,8 @@ type LoginRule struct {
 type Service struct {
 	Name       string        `json:"name"`
 	Pos        Pos           `json:"pos"`
-	External   bool          `json:"external,omitzero"`  // not ours: reached over public TLS, cannot call
+	External   bool          `json:"external,omitzero"`  // not ours, cannot call; reached over public TLS, or see Foreign
+	Foreign    string        `json:"foreign,omitzero"`   // external: the workload of another trust domain that it proves to be, as ForeignDomain knows it
 	Addresses  []string      `json:"addresses,omitzero"` // host:port or dns:host:port
 	Hosts      []string      `json:"hosts,omitzero"`     // of the gateway, or of the external service
 	Zone       string        `json:"zone,omitzero"`
@@ -324,7 +325,7 @@ const (
 	PerCaller                 // the proved caller: service, or login and subject
 )
 
-// Partner is another trust domain whose workloads may be callers. As a caller a
+// Partner is another trust domain, whose workloads may call and be called. A
 // workload is named by trust domain and path, such as partner.example/billing for
 // spiffe://partner.example/billing.
 type Partner struct {

@@ -67,6 +67,8 @@ type serviceDef struct {
 	operated *word  // the key operations
 	sockets  []word // operations that may become WebSockets, or all
 	ports    []portDef
+	foreign  *word           // the workload of another trust domain that it is
+	hostless bool            // it is external and has no key hosts
 	unsure   bool            // some operation could not be read
 	all      []string        // the names of all operations
 	index    map[string]bool // the same
@@ -347,7 +349,9 @@ func (d *decoder) readService(f field, external bool) {
 	s.Name, s.Pos, s.External = f.key.Value, s.name.pos, external
 	s.unsure = d.get(f.value, "operations") == nil && d.has(f.value, "operations") || d.get(f.value, "contract") == nil && d.has(f.value, "contract")
 	s.Timeout, s.Retry, s.MaxBody = defaultTimeout, defaultRetry, defaultMaxBody
-	for _, f := range d.fields(f.value) {
+	fields := d.fields(f.value)
+	s.hostless = external && d.get(f.value, "hosts") == nil && 2*len(fields) == len(f.value.Content)
+	for _, f := range fields {
 		v, w := f.value, d.word(f.value)
 		switch f.key.Value {
 		case "address":
@@ -378,6 +382,8 @@ func (d *decoder) readService(f field, external bool) {
 		case "hosts":
 			s.hosts = d.words(v)
 			s.Hosts = d.distinct(s.hosts, "host")
+		case "spiffe":
+			s.Foreign, s.foreign = v.Value, &w
 		case "zone":
 			s.Zone = v.Value
 		case "mode":

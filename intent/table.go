@@ -29,7 +29,7 @@ func language() *shape {
 			doc:     "What calls and is called, by name. A service has one definition, in one file, so that its owner sees every rule about it.",
 			example: "trustDomain: shop.example\nservices:\n  web: {address: 10.0.1.5:8080}\n  orders:\n    operations: {getOrder: \"GET /orders/{id}\"}\n    callers: {web: [getOrder]}\n"},
 		{name: "external", shape: &shape{dict: &shape{object: externalKeys(operations, callers)}, names: nameText("external service"), empty: true},
-			doc:     "Services that are not ours, reached over public TLS. They cannot call.",
+			doc:     "Services that are not ours, reached over public TLS or, in another trust domain, by their SPIFFE ID. They cannot call.",
 			example: inExternal("")},
 		{name: "guardrails", shape: &shape{list: &shape{object: guardrailKeys()}, empty: true},
 			doc:     "Denials that the owner of a service cannot lift. They go before every rule, also in shadow mode.",
@@ -394,15 +394,20 @@ func callersShape(limit *shape) *shape {
 
 func externalKeys(operations, callers *shape) []key {
 	own := []key{
-		{name: "hosts", required: true, shape: &shape{list: &shape{text: &text{what: "public host names", check: externalHost, code: codeHost, pattern: `^(\[[0-9a-f:.]+\]|[a-z0-9\-.]+)(:[1-9][0-9]*)?$`}}},
-			doc:     "The names under which it is called, and for which it has a public certificate. With `protocol: tcp` one host with its port, which is 443 if left out.",
+		{name: "hosts", shape: &shape{list: &shape{text: &text{what: "public host names", check: externalHost, code: codeHost, pattern: `^(\[[0-9a-f:.]+\]|[a-z0-9\-.]+)(:[1-9][0-9]*)?$`}}},
+			doc:     "The names under which it is called, and for which it has a public certificate. With `protocol: tcp` one host with its port, which is 443 if left out. Required, unless `spiffe` says who it is.",
 			example: inExternal("")},
+		{name: "spiffe", shape: &shape{text: &text{what: "a workload of another trust domain", check: foreignName, pattern: `^[a-z0-9._\-]+(/[A-Za-z0-9._\-]+)+$`}},
+			doc: "The workload of another trust domain that it is, by trust domain and path: `partner.example/billing` is `spiffe://partner.example/billing`. The trust domain is one of the `federation`. " +
+				"The gate proves its own service by its SVID, and the other side has to prove exactly this ID by the bundle of that trust domain: no public certificate counts. " +
+				"It is called by its name here, and by its `hosts` if it has any; without them it needs an `address`.",
+			example: inFederation("") + "services:\n  payments: {}\nexternal:\n  billing:\n    spiffe: partner.example/billing\n    address: dns:billing.partner.example:8443\n    operations: {invoice: 'GET /invoices/{id}'}\n    callers: {payments: [invoice]}\n"},
 	}
 	for _, k := range serviceKeys(operations, callers) {
 		switch k.name {
 		case "address":
 			k.doc = "Where it is reached, when not at port 443 of its hosts."
-			k.def = "`dns:HOST:443` for each of the hosts"
+			k.def = "`dns:HOST:443` for each of the hosts; without hosts it is required"
 			k.example = inExternal("address: dns:proxy.internal:3128")
 		case "operations":
 			k.doc = "What may be called there, as for a service. Left out together with `contract`, there are two operations: `any`, every method and path, and `root`, every method at `/`."
