@@ -8,8 +8,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+
+	"github.com/spf13/cobra"
 
 	"merlon"
 	"merlon/attest"
@@ -82,14 +85,9 @@ func (i *identities) force(in *merlon.Intent) {
 func (i *identities) expect(in *merlon.Intent) {
 	var a *attest.Attestor
 	if in != nil {
-		runs := *in
-		runs.Services = nil
-		for _, svc := range in.Services {
-			if svc.Run != nil {
-				runs.Services = append(runs.Services, svc)
-			}
-		}
-		a, _ = attest.New(&runs, i.opt) // it was checked; what cannot be is no identity
+		runs := in.Here()
+		runs.Services = slices.DeleteFunc(runs.Services, func(svc merlon.Service) bool { return svc.Run == nil })
+		a, _ = attest.New(runs, i.opt) // it was checked; what cannot be is no identity
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -156,15 +154,29 @@ type workloadOptions struct {
 // attestOptions are those for package attest.
 func (o workloadOptions) attestOptions() (attest.Options, error) {
 	opt := attest.Options{Docker: o.docker}
+	var err error
+	opt.Cluster, err = o.cluster(o.audience)
+	return opt, err
+}
+
+// cluster verifies tokens for an audience; nil where no keys are given.
+func (o workloadOptions) cluster(audience string) (*attest.Cluster, error) {
 	if o.keyFile == "" {
-		return opt, nil
+		return nil, nil
 	}
 	keys, err := os.ReadFile(o.keyFile)
 	if err != nil {
-		return opt, err
+		return nil, err
 	}
-	opt.Cluster, err = attest.NewCluster(o.issuer, o.audience, keys)
-	return opt, err
+	return attest.NewCluster(o.issuer, audience, keys)
+}
+
+func (o *workloadOptions) flags(c *cobra.Command) {
+	c.Flags().StringVar(&o.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket in the state directory")
+	c.Flags().StringVar(&o.docker, "docker", "/var/run/docker.sock", "`socket` of the Docker Engine, for services known by their container")
+	c.Flags().StringVar(&o.keyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
+	c.Flags().StringVar(&o.issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
+	c.Flags().StringVar(&o.audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")
 }
 
 // serveWorkloads serves the Workload API.

@@ -189,6 +189,7 @@ type upped struct {
 	// WorkloadAPI is its address.
 	WorkloadAPI string
 	Bundle      string // the URL of its trust bundle
+	Nodes       string // where agents of nodes connect
 	stderr      bytes.Buffer
 	ended       chan error
 }

@@ -18,6 +18,7 @@ import (
 	"merlon/control"
 	"merlon/federation"
 	"merlon/internal/supervise"
+	"merlon/node"
 	"merlon/record"
 	"merlon/workloadapi"
 )
@@ -43,6 +44,8 @@ type system struct {
 	partners    *federation.Partners
 	bundle      *federation.Endpoint // nil when it is not served
 	bundleAt    string               // its URL
+	nodes       *node.Server         // nil when none are served
+	nodesAt     string               // its address
 	control     *control.Control
 	api         *control.API
 	records     *record.Writer
@@ -81,6 +84,7 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 		Records: recordDir, Prepare: s.prepare, InForce: s.inForce, Committed: s.committed, Refused: s.refused,
 		Exec: s.admit, Explain: s.who.explain, Authority: func() authority.Status { return s.authority.Status(time.Now()) },
 		Federation: func() []federation.Status { return s.partners.Status() },
+		Nodes:      s.nodeStatus, JoinToken: s.joinToken,
 	})
 	if err != nil {
 		return nil, err
@@ -100,6 +104,9 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 		return nil, err
 	}
 	go s.authority.Run(s.ctx)
+	if err := s.openNodes(o); err != nil {
+		return nil, err
+	}
 	s.records, err = record.Open(recordDir, record.Options{Now: time.Now, TrustDomain: s.trustDomain})
 	if broken, ok := errors.AsType[*record.Broken](err); ok {
 		return nil, fmt.Errorf("%s: %w\nhint: %s", relative(recordDir), err, broken.Hint)
@@ -111,12 +118,17 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 type authorityOptions struct {
 	upstream   authority.Upstream
 	federation federationOptions
+	nodes      string // where nodes are served; "" is nowhere
+	workloads  workloadOptions
 }
 
 // inForce is control.Options.InForce.
 func (s *system) inForce(in *merlon.Intent) {
 	s.partners.Set(in.Federation)
-	s.who.force(in)
+	s.who.force(in.Here())
+	if s.nodes != nil {
+		s.nodes.Set(in)
+	}
 }
 
 const recordsName = "records"
@@ -200,6 +212,9 @@ func (s *system) close() {
 	s.programs.Close()
 	if s.workloads != nil {
 		s.workloads.Close()
+	}
+	if s.nodes != nil {
+		s.nodes.Close()
 	}
 	if s.bundle != nil {
 		s.bundle.Close()
