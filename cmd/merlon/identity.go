@@ -123,19 +123,24 @@ func (i *identities) stale() <-chan struct{} {
 
 // explain is control.Options.Explain.
 func (i *identities) explain(ctx context.Context, pid int) (*control.Explanation, error) {
-	p, err := sockowner.OpenProcess(pid)
-	if err != nil {
-		return nil, fmt.Errorf("process %d: %w", pid, err)
-	}
-	defer p.Close()
 	i.mu.Lock()
 	in, current := i.in, i.current
 	i.mu.Unlock()
 	if in == nil {
 		return nil, errors.New("no intent is in force")
 	}
-	e := &control.Explanation{PID: pid, Executable: p.Executable(), Services: current.Explain(ctx, p)}
-	if e.Service, err = i.identify(ctx, p); err != nil {
+	return explain(ctx, in, current, i.identify, pid)
+}
+
+// explain says which service of an intent a process is, and why.
+func explain(ctx context.Context, in *merlon.Intent, a *attest.Attestor, identify func(context.Context, *sockowner.Process) (string, error), pid int) (*control.Explanation, error) {
+	p, err := sockowner.OpenProcess(pid)
+	if err != nil {
+		return nil, fmt.Errorf("process %d: %w", pid, err)
+	}
+	defer p.Close()
+	e := &control.Explanation{PID: pid, Executable: p.Executable(), Services: a.Explain(ctx, p)}
+	if e.Service, err = identify(ctx, p); err != nil {
 		e.Why = err.Error()
 	} else {
 		e.ID = in.SPIFFEID(e.Service)
@@ -146,37 +151,38 @@ func (i *identities) explain(ctx context.Context, pid int) (*control.Explanation
 // workloadOptions say where the Workload API is served and how workloads are
 // told apart.
 type workloadOptions struct {
-	address                   string // unix:///PATH or tcp://LOOPBACK:PORT; "" is a socket in the state directory
-	docker                    string
-	issuer, audience, keyFile string // of a Kubernetes cluster
+	address string // unix:///PATH or tcp://LOOPBACK:PORT; "" is a socket in the state directory
+	Docker  string
+	// Of a Kubernetes cluster.
+	Issuer, Audience, KeyFile string
 }
 
 // attestOptions are those for package attest.
 func (o workloadOptions) attestOptions() (attest.Options, error) {
-	opt := attest.Options{Docker: o.docker}
+	opt := attest.Options{Docker: o.Docker}
 	var err error
-	opt.Cluster, err = o.cluster(o.audience)
+	opt.Cluster, err = o.cluster(o.Audience)
 	return opt, err
 }
 
 // cluster verifies tokens for an audience; nil where no keys are given.
 func (o workloadOptions) cluster(audience string) (*attest.Cluster, error) {
-	if o.keyFile == "" {
+	if o.KeyFile == "" {
 		return nil, nil
 	}
-	keys, err := os.ReadFile(o.keyFile)
+	keys, err := os.ReadFile(o.KeyFile)
 	if err != nil {
 		return nil, err
 	}
-	return attest.NewCluster(o.issuer, audience, keys)
+	return attest.NewCluster(o.Issuer, audience, keys)
 }
 
 func (o *workloadOptions) flags(c *cobra.Command) {
 	c.Flags().StringVar(&o.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket in the state directory")
-	c.Flags().StringVar(&o.docker, "docker", "/var/run/docker.sock", "`socket` of the Docker Engine, for services known by their container")
-	c.Flags().StringVar(&o.keyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
-	c.Flags().StringVar(&o.issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
-	c.Flags().StringVar(&o.audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")
+	c.Flags().StringVar(&o.Docker, "docker", "/var/run/docker.sock", "`socket` of the Docker Engine, for services known by their container")
+	c.Flags().StringVar(&o.KeyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
+	c.Flags().StringVar(&o.Issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
+	c.Flags().StringVar(&o.Audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")
 }
 
 // serveWorkloads serves the Workload API.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"merlon"
+	"merlon/attest"
 	"merlon/control"
 	"merlon/internal/sockowner"
 	"merlon/node"
@@ -265,6 +267,12 @@ func (u *ui) agent(ctx context.Context, o agentOptions) (err error) {
 	if o.Dir, err = filepath.Abs(u.state); err != nil {
 		return err
 	}
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return err
+	}
+	if err := o.workloads.keep(o.Dir); err != nil {
+		return err
+	}
 	log := slog.New(slog.NewTextHandler(u.err, nil))
 	o.Log = log
 	a, err := node.OpenAgent(o.AgentConfig)
@@ -307,4 +315,36 @@ func (u *ui) agent(ctx context.Context, o agentOptions) (err error) {
 	default:
 		return nil
 	}
+}
+
+// attestName is the file in which an agent leaves how it tells workloads apart, for
+// merlon id explain.
+const attestName = "attest.json"
+
+func (o workloadOptions) keep(dir string) error {
+	b, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	return replaceFile(filepath.Join(dir, attestName), b, 0o600)
+}
+
+// explainOnNode says which service a process is on the node whose agent keeps its
+// state in dir, by what the agent was told last.
+func explainOnNode(ctx context.Context, dir string, kept *node.Kept, pid int) (*control.Explanation, error) {
+	text, err := os.ReadFile(filepath.Join(dir, attestName))
+	if err != nil {
+		return nil, err
+	}
+	var o workloadOptions
+	if err := json.Unmarshal(text, &o); err != nil {
+		return nil, fmt.Errorf("%s: %w", attestName, err)
+	}
+	opt, err := o.attestOptions()
+	if err != nil {
+		return nil, err
+	}
+	in := kept.Intent()
+	a, _ := attest.New(in, opt) // the agent's log says what cannot be recognised here
+	return explain(ctx, in, a, a.Identify, pid)
 }

@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,9 +76,15 @@ func (h *host) write(name, text string) string {
 // start starts the agent.
 func (h *host) start(server string, args ...string) {
 	h.t.Helper()
+	h.startWith(nil, server, args...)
+}
+
+// startWith starts the agent with a standard input.
+func (h *host) startWith(in io.Reader, server string, args ...string) {
+	h.t.Helper()
 	h.said, h.ended = new(lockedBuffer), make(chan struct{})
 	h.cmd = exec.Command(merlonBin(h.t), append([]string{"agent", "--server", server, "--state", h.state}, args...)...)
-	h.cmd.Stderr = h.said
+	h.cmd.Stdin, h.cmd.Stderr = in, h.said
 	if err := h.cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}
@@ -195,29 +203,66 @@ func (s *site) token(node string) string {
 	return s.must("node", "token", node)
 }
 
+const serviceC = "spiffe://test.example/c"
+
 // TestNodeJoins: a node that joins by a token gives its services their identities,
-// over restarts of either end, until the intent says otherwise.
+// over restarts of either end.
 func TestNodeJoins(t *testing.T) {
 	t.Parallel()
 	s := nodeSite(t, "n1: {joinToken: true}, n2: {joinToken: true}")
 	s.onNode("d", "n2")
 	endpoint := ports4(t)[0]
 	u := s.up("--node-endpoint", endpoint)
-
 	h := newHost(t)
 	token := s.token("n1")
 	h.start(endpoint, "--token-file", h.write("token", token))
 	h.says("the agent is connected")
-	stream := h.svids()
-	r, err := stream.Recv()
-	if err != nil || r.Svids[0].SpiffeId != "spiffe://test.example/c" {
-		t.Fatal(r, err, h.said)
+	id, serial, err := h.svid()
+	if err != nil || id != serviceC {
+		t.Fatal(id, err, h.said)
 	}
-	_, serial, _ := h.svid()
 	// Here the same process is nobody: its service is on the node.
 	if _, err := exec.Command(merlonBin(t), "id", "fetch", "--socket", u.WorkloadAPI).CombinedOutput(); err == nil {
 		t.Error("a service of a node is recognised where merlon up runs")
 	}
+	for _, p := range u.Places {
+		if p.Place == "gate of c" {
+			if a, err := fetch("http://b/hello", p.Out); err != nil || a.reason != "not_own_workload" {
+				t.Errorf("it calls through the gate of merlon up: %+v %v", a, err)
+			}
+		}
+	}
+	s.checkList()
+	h.checkExplain()
+	if strings.Contains(s.log()+h.said.String(), strings.Split(token, ":")[3]) {
+		t.Error("a log has the token's secret")
+	}
+
+	// The agent starts again, without a token, and while the authority is away.
+	h.stop(syscall.SIGKILL)
+	u.end(15)
+	h.start(endpoint)
+	h.says("the agent is not connected")
+	if id, again, err := h.svid(); id != serviceC || again != serial {
+		t.Errorf("%q %q %v, want %q\n%s", id, again, err, serial, h.said)
+	}
+	s.up("--node-endpoint", endpoint)
+	h.says("the agent is connected")
+
+	// The token was good once, also after a restart.
+	thief := newHost(t)
+	thief.start(endpoint, "--token-file", thief.write("token", token))
+	if code := thief.end(); code == 0 || !strings.Contains(thief.said.String(), "the node cannot join") || !strings.Contains(thief.said.String(), "merlon node token") {
+		t.Errorf("exit %d\n%s", code, thief.said)
+	}
+	if !strings.Contains(s.log(), "the token was used already") || !strings.Contains(s.log(), "node=n1") {
+		t.Error("nobody hears of the token that is used again")
+	}
+}
+
+// checkList holds merlon node list to what TestNodeJoins has.
+func (s *site) checkList() {
+	s.t.Helper()
 	var list struct {
 		Nodes []struct {
 			Node, Proof string
@@ -227,58 +272,54 @@ func TestNodeJoins(t *testing.T) {
 	}
 	if out := s.must("node", "list", "--json"); json.Unmarshal([]byte(out), &list) != nil || len(list.Nodes) != 2 || list.Nodes[0].Node != "n1" ||
 		len(list.Nodes[0].Agents) != 1 || list.Nodes[0].Services[0] != "c" || len(list.Nodes[1].Agents) != 0 {
-		t.Error(out)
+		s.t.Error(out)
 	}
 	if out := s.must("node", "list"); !strings.Contains(out, "join token") || !strings.Contains(out, "not connected") {
-		t.Error(out)
+		s.t.Error(out)
 	}
-	if strings.Contains(s.log(), strings.Split(token, ":")[3]) {
-		t.Error("the log has the token's secret")
-	}
+}
 
-	// The agent starts again, without a token, and while the authority is away.
-	h.stop(syscall.SIGKILL)
-	u.end(15)
-	h.start(endpoint)
-	h.says("the agent is not connected")
-	if id, again, err := h.svid(); id != "spiffe://test.example/c" || again != serial {
-		t.Errorf("%q %q %v, want %q\n%s", id, again, err, serial, h.said)
+// checkExplain holds merlon id explain to what it knows on the node.
+func (h *host) checkExplain() {
+	h.t.Helper()
+	out, err := exec.Command(merlonBin(h.t), "id", "explain", fmt.Sprint(os.Getpid()), "--state", h.state).CombinedOutput()
+	if text := string(out); err != nil || !strings.Contains(text, "is c, "+serviceC) || !strings.Contains(text, "c.merlon.yaml:3:") || strings.Contains(text, "d.merlon.yaml") {
+		h.t.Errorf("%v\n%s", err, out)
 	}
+}
+
+// TestNodeRemoved: what the intent takes away ends at once: a service of a node,
+// and the node.
+func TestNodeRemoved(t *testing.T) {
+	t.Parallel()
+	s := nodeSite(t, "n1: {joinToken: true}, n2: {joinToken: true}")
+	endpoint := ports4(t)[0]
 	s.up("--node-endpoint", endpoint)
+	h := newHost(t)
+	h.start(endpoint, "--token-file", h.write("token", s.token("n1")))
 	h.says("the agent is connected")
-
-	// The token was good once, also after a restart.
-	thief := newHost(t)
-	thief.start(endpoint, "--token-file", thief.write("token", token))
-	if code := thief.end(); code == 0 || !strings.Contains(thief.said.String(), "the node cannot join") {
-		t.Errorf("exit %d\n%s", code, thief.said)
+	begin := func() workload.SpiffeWorkloadAPI_FetchX509SVIDClient {
+		t.Helper()
+		stream := h.svids()
+		if r, err := stream.Recv(); err != nil || r.Svids[0].SpiffeId != serviceC {
+			t.Fatal(r, err)
+		}
+		return stream
 	}
-	if !strings.Contains(s.log(), "the token was used already") || !strings.Contains(s.log(), "node=n1") {
-		t.Error("nobody hears of the token that is used again")
-	}
-
-	// A service that is taken off the node loses its identity at once.
-	stream = h.svids()
-	if _, err := stream.Recv(); err != nil {
-		t.Fatal(err)
-	}
+	stream := begin()
 	s.onNode("c", "n2")
-	s.remove("d.merlon.yaml")
 	s.must("apply", "--widen")
 	if _, err := stream.Recv(); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("%v\n%s", err, h.said)
 	}
-	if files, _ := filepath.Glob(filepath.Join(h.state, "svid-*")); len(files) > 0 {
-		t.Errorf("%v are kept", files)
-	}
-	// And so does a node that is taken out of the intent.
+	until(t, "the key of a service that is gone is gone", func() bool {
+		files, err := filepath.Glob(filepath.Join(h.state, "svid-*"))
+		return err == nil && len(files) == 0
+	})
 	s.onNode("c", "n1")
 	s.must("apply", "--widen")
-	until(t, "the service has no identity again", func() bool { _, _, err := h.svid(); return err == nil })
-	stream = h.svids()
-	if _, err := stream.Recv(); err != nil {
-		t.Fatal(err)
-	}
+	until(t, "the service has an identity again", func() bool { _, _, err := h.svid(); return err == nil })
+	stream = begin()
 	s.nodes("n2: {joinToken: true}")
 	s.onNode("c", "n2")
 	s.must("apply", "--widen")
@@ -296,9 +337,114 @@ func TestNodeJoins(t *testing.T) {
 	if code := h.end(); code == 0 {
 		t.Errorf("a node that was removed is back\n%s", h.said)
 	}
-	h.start(endpoint, "--token-file", h.write("token", s.token("n1")))
+	token := s.token("n1")
+	h.startWith(strings.NewReader(token), endpoint, "--token-file", "-")
 	h.says("the agent is connected")
-	if id, _, err := h.svid(); id != "spiffe://test.example/c" {
-		t.Errorf("%q %v\n%s", id, err, h.said)
+	begin()
+}
+
+// TestNodeX509: a host with a certificate of the operator's own CA, made by
+// openssl, joins without any token, and so do its JWT-SVIDs.
+func TestNodeX509(t *testing.T) {
+	t.Parallel()
+	openssl, err := exec.LookPath("openssl")
+	if err != nil {
+		t.Skip("SKIP: openssl is not here to make certificates")
+	}
+	s := nodeSite(t, "n1: {x509: {ca: nodes.pem, dns: db1.test.example}}")
+	h := newHost(t)
+	run := func(script string) {
+		t.Helper()
+		cmd := exec.Command("sh", "-ec", script)
+		cmd.Dir = filepath.Dir(h.state)
+		cmd.Env = append(os.Environ(), "OPENSSL="+openssl, "SITE="+s.dir)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	run(`"$OPENSSL" req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out "$SITE/nodes.pem" -days 30 -subj "/CN=nodes" -addext keyUsage=critical,keyCertSign
+printf 'subjectAltName=DNS:db1.test.example\nextendedKeyUsage=clientAuth\n' > ext
+"$OPENSSL" req -newkey rsa:2048 -nodes -keyout db1.key -out db1.csr -subj "/CN=db1"
+"$OPENSSL" x509 -req -in db1.csr -CA "$SITE/nodes.pem" -CAkey ca.key -days 1 -extfile ext -out db1.pem`)
+	endpoint := ports4(t)[0]
+	u := s.up("--node-endpoint", endpoint, "--bundle-endpoint", "127.0.0.1:0")
+	roots := h.write("bundle.pem", string(pemOf(certsOf(t, ourBundle(t, u.Bundle).DER))))
+	file := func(name string) string { return filepath.Join(filepath.Dir(h.state), name) }
+	args := []string{"--cert", file("db1.pem"), "--key", file("db1.key"), "--trust-domain", "test.example", "--trust-bundle", roots}
+	h.start(endpoint, args...)
+	h.says("the agent is connected")
+	if id, _, err := h.svid(); id != serviceC {
+		t.Fatal(id, err, h.said)
+	}
+	client, done, err := dialWorkloads(h.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "workload.spiffe.io", "true"), time.Minute)
+	defer cancel()
+	token, err := client.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"https://db"}})
+	if err != nil || token.Svids[0].SpiffeId != serviceC {
+		t.Fatal(token, err)
+	}
+	proved, err := client.ValidateJWTSVID(ctx, &workload.ValidateJWTSVIDRequest{Audience: "https://db", Svid: token.Svids[0].Svid})
+	if err != nil || proved.SpiffeId != serviceC {
+		t.Error(proved, err)
+	}
+	// Removed and named again, it proves itself anew by itself.
+	s.nodes("n2: {joinToken: true}")
+	s.onNode("c", "n2")
+	s.must("apply", "--widen")
+	h.says("the node is not in the intent any more")
+	if _, _, err := h.svid(); status.Code(err) != codes.PermissionDenied {
+		t.Error(err)
+	}
+	s.nodes("n1: {x509: {ca: nodes.pem, dns: db1.test.example}}")
+	s.onNode("c", "n1")
+	s.must("apply", "--widen")
+	until(t, "the node is back", func() bool { id, _, err := h.svid(); return err == nil && id == serviceC })
+}
+
+func certsOf(t *testing.T, ders [][]byte) (all []*x509.Certificate) {
+	t.Helper()
+	for _, der := range ders {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c)
+	}
+	return all
+}
+
+// TestNodeFlags: what cannot work is refused before anything runs.
+func TestNodeFlags(t *testing.T) {
+	t.Parallel()
+	s := nodeSite(t, "n1: {joinToken: true}, n2: {kubernetes: shop/agent}")
+	s.onNode("d", "n2")
+	s.fails(1, []string{"up"}, "node n1 can join nowhere", "--node-endpoint", "merlon.yaml:6:")
+	s.fails(1, []string{"up", "--node-endpoint", "127.0.0.1:0"}, "node n2 cannot prove itself", "no Kubernetes cluster")
+	s.fails(1, []string{"node", "token", "n1"}, "merlon up")
+	for _, tt := range []struct {
+		args string
+		want string
+	}{
+		{"", "nothing says where the authority is"},
+		{"--server x", "is not HOST:PORT"},
+		{"--server x:1", "keeps its keys"},
+		{"--server x:1 --state S --token-file a --cert b --key c", "in several ways"},
+		{"--server x:1 --state S --cert b", "--cert and --key go together"},
+		{"--server x:1 --state S --cert b --key c", "--trust-domain and --trust-bundle"},
+		{"--server x:1 --state S --kubernetes-token b --trust-domain c", "--trust-domain and --trust-bundle"},
+	} {
+		args := append([]string{"agent"}, strings.Fields(strings.ReplaceAll(tt.args, "S", filepath.Join(t.TempDir(), "s")))...)
+		out, err := exec.Command(merlonBin(t), args...).CombinedOutput()
+		if exited, ok := errors.AsType[*exec.ExitError](err); !ok || exited.ExitCode() != exitUsage || !strings.Contains(string(out), tt.want) {
+			t.Errorf("%q: %v\n%s", tt.args, err, out)
+		}
+	}
+	out, err := exec.Command(merlonBin(t), "agent", "--server", "x:1", "--state", filepath.Join(t.TempDir(), "s")).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "nothing says which trust domain this is") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
