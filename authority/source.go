@@ -14,8 +14,7 @@ import (
 	"merlon/identity/spiffe"
 )
 
-// Source is the SVID of one workload, renewed at half its life with a new key
-// each time. It is a spiffe.Source. Connections are made with whatever it
+// Source is the SVID of one workload, renewed with a new key each time. It is a spiffe.Source. Connections are made with whatever it
 // gives at that moment, and none is dropped by a renewal.
 type Source struct {
 	cfg     SourceConfig
@@ -30,9 +29,12 @@ type SourceConfig struct {
 	// elsewhere.
 	Issue func(ctx context.Context, key crypto.Signer) (chain [][]byte, notAfter time.Time, err error)
 	Roots func() *x509.CertPool // of the trust domain
-	First *tls.Certificate      // to begin with, with its Leaf; nil to have one issued
-	Now   func() time.Time
-	Log   *slog.Logger // nil is nowhere
+	// Lifetime is that of an SVID which nothing cuts short; 0 where that is not
+	// known.
+	Lifetime func() time.Duration
+	First    *tls.Certificate // to begin with, with its Leaf; nil to have one issued
+	Now      func() time.Time
+	Log      *slog.Logger // nil is nowhere
 }
 
 // svid is one SVID. It never changes.
@@ -48,7 +50,7 @@ type svid struct {
 // it until ctx ends. It fails if there is no first one. The log hears of every
 // failed renewal, louder as time runs out.
 func (a *Authority) Source(ctx context.Context, id string, log *slog.Logger) (*Source, error) {
-	return NewSource(ctx, SourceConfig{ID: id, Roots: a.Roots, Now: a.opt.Now, Log: log,
+	return NewSource(ctx, SourceConfig{ID: id, Roots: a.Roots, Lifetime: a.Lifetime, Now: a.opt.Now, Log: log,
 		Issue: func(_ context.Context, key crypto.Signer) ([][]byte, time.Time, error) {
 			return a.Issue(id, key.Public(), a.opt.Now())
 		}})
@@ -134,16 +136,36 @@ func (s *Source) take(cert *tls.Certificate, issued, notAfter time.Time) error {
 	return nil
 }
 
-// run renews at half of each SVID's life. After a failure it tries again and
+// lifetime is the usual one; where that is not known, that of the SVID at hand.
+func (s *Source) lifetime(life time.Duration) time.Duration {
+	if usual := s.cfg.Lifetime(); usual > 0 {
+		return usual
+	}
+	return life
+}
+
+// due is when an SVID is renewed: while two thirds of the usual lifetime are
+// left, so that half a lifetime without the authority is outlasted at any
+// moment, with time to spare. One that its intermediate cut short is renewed
+// soon, but not at once: the next may be no longer.
+func (c *svid) due(usual time.Duration) time.Time {
+	at, least := c.notAfter.Add(-usual*2/3), c.issued.Add(min(c.notAfter.Sub(c.issued)/2, usual/12))
+	if at.Before(least) {
+		return least
+	}
+	return at
+}
+
+// run renews each SVID when it is due. After a failure it tries again and
 // again, with growing pauses that leave many attempts before the end.
 func (s *Source) run(ctx context.Context) {
 	defer close(s.done)
 	for failed := 0; ; {
 		c := s.current.Load()
 		life := c.notAfter.Sub(c.issued)
-		at := c.issued.Add(life / 2)
+		at := c.due(s.lifetime(life))
 		if failed > 0 {
-			pause := min(life/128<<min(failed-1, 4), time.Minute) // at most an eighth of what life is left at half
+			pause := min(life/128<<min(failed-1, 4), time.Minute) // at most an eighth of its life
 			at = s.cfg.Now().Add(pause/2 + mathrand.N(pause/2+1))
 		}
 		if !sleepUntil(ctx, s.cfg.Now, at) {

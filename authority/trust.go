@@ -2,7 +2,6 @@ package authority
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/x509"
 	"encoding/pem"
 	"slices"
@@ -22,7 +21,7 @@ type Trust struct {
 	PEM   []byte         // the same
 	JWKS  []byte         // the keys of JWT-SVIDs (SPIFFE Trust Domain and Bundle 4.2)
 
-	key   func(kid string) crypto.PublicKey
+	key   func(kid string) *jose.JSONWebKey
 	stale chan struct{}
 }
 
@@ -40,15 +39,15 @@ func PublishedTrust(b *spiffe.Bundle) *Trust {
 func (t *Trust) Retire() { close(t.stale) }
 
 // Key is the key of JWT-SVIDs with this name, or nil.
-func (t *Trust) Key(kid string) crypto.PublicKey { return t.key(kid) }
+func (t *Trust) Key(kid string) *jose.JSONWebKey { return t.key(kid) }
 
 // Stale is closed when the authority has another bundle.
 func (t *Trust) Stale() <-chan struct{} { return t.stale }
 
 // bundle is what the authority publishes in this state.
 func (s *state) bundle(now time.Time) (*Trust, error) {
-	keys := map[string]crypto.PublicKey{}
-	t := &Trust{Roots: x509.NewCertPool(), key: func(kid string) crypto.PublicKey { return keys[kid] }, stale: make(chan struct{})}
+	keys := map[string]*jose.JSONWebKey{}
+	t := &Trust{Roots: x509.NewCertPool(), key: func(kid string) *jose.JSONWebKey { return keys[kid] }, stale: make(chan struct{})}
 	for i := range s.lines[roots] {
 		if p := &s.lines[roots][i]; p.published(now) {
 			t.Roots.AddCert(p.cert)
@@ -60,8 +59,8 @@ func (s *state) bundle(now time.Time) (*Trust, error) {
 	for i := range s.lines[jwtKeys] {
 		if p := &s.lines[jwtKeys][i]; p.published(now) {
 			kid := keyName(p.cert)
-			keys[kid] = p.cert.PublicKey
-			set.Keys = append(set.Keys, jose.JSONWebKey{Key: p.cert.PublicKey, KeyID: kid, Use: "jwt-svid"})
+			keys[kid] = &jose.JSONWebKey{Key: p.cert.PublicKey, KeyID: kid, Use: "jwt-svid"}
+			set.Keys = append(set.Keys, *keys[kid])
 		}
 	}
 	var err error

@@ -172,7 +172,7 @@ func (a *Agent) Source(ctx context.Context, id string, log *slog.Logger) (*autho
 		return nil, err
 	}
 	return authority.NewSource(ctx, authority.SourceConfig{
-		ID: id, Now: a.cfg.Now, Log: log, Roots: func() *x509.CertPool { return a.Trust().Roots },
+		ID: id, Now: a.cfg.Now, Log: log, Lifetime: a.lifetime, Roots: func() *x509.CertPool { return a.Trust().Roots },
 		First: a.store.pair(svidFile(name), a.cfg.Now(), func(have string) bool { return have == id }),
 		Issue: func(ctx context.Context, key crypto.Signer) ([][]byte, time.Time, error) {
 			return a.issue(ctx, signPath, name, key, svidFile(name), id)
@@ -189,6 +189,12 @@ func (a *Agent) IssueJWT(id string, audience []string, _ time.Time) (string, tim
 	var out tokenAnswer
 	err = a.call(context.Background(), tokenPath, &tokenRequest{name, audience}, &out)
 	return out.Token, out.Until, err
+}
+
+func (a *Agent) lifetime() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.kept.View.Lifetime
 }
 
 // issue has the server sign an X.509-SVID, and keeps it.

@@ -43,7 +43,7 @@ func (a *Agent) prove(ctx context.Context) (*authority.Source, error) {
 	ctx, stop := context.WithCancel(ctx)
 	own, err := authority.NewSource(ctx, authority.SourceConfig{
 		ID: "spiffe://" + a.trustDomain + "/" + strings.TrimSuffix(nodePrefix, "/"), Issue: a.issueOwn, First: first,
-		Roots: a.roots, Now: a.cfg.Now, Log: a.cfg.Log,
+		Roots: a.roots, Lifetime: a.lifetime, Now: a.cfg.Now, Log: a.cfg.Log,
 	})
 	if err != nil {
 		stop()

@@ -65,6 +65,7 @@ type View struct {
 	Services  []Service         `json:"services"`
 	Bundle    []byte            `json:"bundle"`
 	Federated map[string][]byte `json:"federated,omitempty"` // bundles of other trust domains
+	Lifetime  time.Duration     `json:"lifetime"`            // of an SVID that nothing cuts short
 }
 
 // Service is one service on a node.

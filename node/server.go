@@ -310,7 +310,7 @@ func (s *Server) watch(stream grpc.ServerStream) error {
 }
 
 func (s *Server) view(in *merlon.Intent, node string, partners []*spiffe.Bundle) (*View, error) {
-	v := &View{Services: servicesOn(in, node)}
+	v := &View{Services: servicesOn(in, node), Lifetime: s.cfg.Authority.Lifetime()}
 	var err error
 	if v.Bundle, err = s.bundle(); err != nil {
 		return nil, err

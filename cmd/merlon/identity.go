@@ -177,13 +177,16 @@ func (o workloadOptions) cluster(audience string) (*attest.Cluster, error) {
 	return attest.NewCluster(o.Issuer, audience, keys)
 }
 
-func (o *workloadOptions) flags(c *cobra.Command) {
-	c.Flags().StringVar(&o.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket in the state directory")
+// flags declares them; place is where the Workload API is by default.
+func (o *workloadOptions) flags(c *cobra.Command, place string) {
+	c.Flags().StringVar(&o.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket "+place)
 	c.Flags().StringVar(&o.Docker, "docker", "/var/run/docker.sock", "`socket` of the Docker Engine, for services known by their container")
 	c.Flags().StringVar(&o.KeyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
 	c.Flags().StringVar(&o.Issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
 	c.Flags().StringVar(&o.Audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")
 }
+
+const workloadsName = "spiffe.sock"
 
 // serveWorkloads serves the Workload API.
 func (s *system) serveWorkloads(address string) error {
@@ -192,7 +195,7 @@ func (s *system) serveWorkloads(address string) error {
 		return nil
 	}
 	if address == "" {
-		address = "unix://" + filepath.Join(s.state, "spiffe.sock")
+		address = "unix://" + filepath.Join(s.state, workloadsName)
 	}
 	l, err := listenWorkloads(address)
 	if err != nil {

@@ -215,7 +215,7 @@ authority is away, services keep what they have until it expires.`,
 	f.StringVar(&o.KubernetesFile, "kubernetes-token", "", "`file` with the projected token of the agent's pod")
 	f.StringVar(&o.TrustDomain, "trust-domain", "", "`name` of the trust domain; a join token says it")
 	f.StringVar(&o.rootFile, "trust-bundle", "", "`file` with the roots of the trust domain, PEM; a join token pins them")
-	o.workloads.flags(c)
+	o.workloads.flags(c, "in the state directory")
 	return c
 }
 
@@ -281,7 +281,7 @@ func (u *ui) agent(ctx context.Context, o agentOptions) (err error) {
 	}
 	address := o.workloads.address
 	if address == "" {
-		address = "unix://" + filepath.Join(o.Dir, "spiffe.sock")
+		address = "unix://" + filepath.Join(o.Dir, workloadsName)
 	}
 	l, err := listenWorkloads(address)
 	if err != nil {
