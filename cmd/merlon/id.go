@@ -31,7 +31,7 @@ func newID(u *ui) *cobra.Command {
 		Use:   "id",
 		Short: "say who a process is, fetch one's own identity, and look after the authority",
 	}
-	c.AddCommand(newIDExplain(u), newIDFetch(u), newIDStatus(u), newIDRequest(u), newIDInstall(u))
+	c.AddCommand(newIDExplain(u), newIDFetch(u), newIDStatus(u), newIDBundle(u), newIDRequest(u), newIDInstall(u))
 	parent(c)
 	return c
 }

@@ -82,8 +82,14 @@ func (h *host) start(server string, args ...string) {
 // startWith starts the agent with a standard input.
 func (h *host) startWith(in io.Reader, server string, args ...string) {
 	h.t.Helper()
+	h.run(in, append([]string{"agent", "--server", server, "--state", h.state}, args...)...)
+}
+
+// run runs merlon agent.
+func (h *host) run(in io.Reader, args ...string) {
+	h.t.Helper()
 	h.said, h.ended = new(lockedBuffer), make(chan struct{})
-	h.cmd = exec.Command(merlonBin(h.t), append([]string{"agent", "--server", server, "--state", h.state}, args...)...)
+	h.cmd = exec.Command(merlonBin(h.t), args...)
 	h.cmd.Stdin, h.cmd.Stderr = in, h.said
 	if err := h.cmd.Start(); err != nil {
 		h.t.Fatal(err)
@@ -139,25 +145,32 @@ func (h *host) says(text string) {
 // svids streams the X.509-SVID of this process from the agent's Workload API.
 func (h *host) svids() workload.SpiffeWorkloadAPI_FetchX509SVIDClient {
 	h.t.Helper()
+	stream, done := h.stream()
+	h.t.Cleanup(done)
+	return stream
+}
+
+func (h *host) stream() (workload.SpiffeWorkloadAPI_FetchX509SVIDClient, func()) {
+	h.t.Helper()
 	client, done, err := dialWorkloads(h.socket)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.t.Cleanup(done)
 	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(h.t.Context(), "workload.spiffe.io", "true"), 2*time.Minute)
-	h.t.Cleanup(cancel)
 	stream, err := client.FetchX509SVID(ctx, &workload.X509SVIDRequest{})
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	return stream
+	return stream, func() { cancel(); done() }
 }
 
 // svid is the SPIFFE ID and the serial number of this process's SVID, or why it has
 // none.
 func (h *host) svid() (id, serial string, err error) {
 	h.t.Helper()
-	r, err := h.svids().Recv()
+	stream, done := h.stream()
+	defer done() // a process has a few connections only
+	r, err := stream.Recv()
 	if err != nil {
 		return "", "", err
 	}
@@ -343,78 +356,151 @@ func TestNodeRemoved(t *testing.T) {
 	begin()
 }
 
-// TestNodeX509: a host with a certificate of the operator's own CA, made by
-// openssl, joins without any token, and so do its JWT-SVIDs.
-func TestNodeX509(t *testing.T) {
-	t.Parallel()
-	openssl, err := exec.LookPath("openssl")
-	if err != nil {
-		t.Skip("SKIP: openssl is not here to make certificates")
-	}
-	s := nodeSite(t, "n1: {x509: {ca: nodes.pem, dns: db1.test.example}}")
-	h := newHost(t)
-	run := func(script string) {
-		t.Helper()
-		cmd := exec.Command("sh", "-ec", script)
-		cmd.Dir = filepath.Dir(h.state)
-		cmd.Env = append(os.Environ(), "OPENSSL="+openssl, "SITE="+s.dir)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-	}
-	run(`"$OPENSSL" req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out "$SITE/nodes.pem" -days 30 -subj "/CN=nodes" -addext keyUsage=critical,keyCertSign
-printf 'subjectAltName=DNS:db1.test.example\nextendedKeyUsage=clientAuth\n' > ext
-"$OPENSSL" req -newkey rsa:2048 -nodes -keyout db1.key -out db1.csr -subj "/CN=db1"
-"$OPENSSL" x509 -req -in db1.csr -CA "$SITE/nodes.pem" -CAkey ca.key -days 1 -extfile ext -out db1.pem`)
-	endpoint := ports4(t)[0]
-	u := s.up("--node-endpoint", endpoint, "--bundle-endpoint", "127.0.0.1:0")
-	roots := h.write("bundle.pem", string(pemOf(certsOf(t, ourBundle(t, u.Bundle).DER))))
-	file := func(name string) string { return filepath.Join(filepath.Dir(h.state), name) }
-	args := []string{"--cert", file("db1.pem"), "--key", file("db1.key"), "--trust-domain", "test.example", "--trust-bundle", roots}
-	h.start(endpoint, args...)
-	h.says("the agent is connected")
-	if id, _, err := h.svid(); id != serviceC {
-		t.Fatal(id, err, h.said)
-	}
-	client, done, err := dialWorkloads(h.socket)
+// steps are the commands of a section of docs/identity.md, one a line, by their
+// first words: so that what is shown is what is tested.
+func steps(t *testing.T) (intent string, lines []string) {
+	t.Helper()
+	src, err := os.ReadFile(filepath.Join("..", "..", "docs", "identity.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer done()
-	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "workload.spiffe.io", "true"), time.Minute)
-	defer cancel()
-	token, err := client.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"https://db"}})
-	if err != nil || token.Svids[0].SpiffeId != serviceC {
-		t.Fatal(token, err)
+	_, section, _ := strings.Cut(string(src), "\n## Nodes\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	for b := range blocks(section) {
+		switch b.kind {
+		case "yaml":
+			intent = b.text
+		case "sh":
+			lines = append(lines, strings.Split(strings.TrimSpace(b.text), "\n")...)
+		}
 	}
-	proved, err := client.ValidateJWTSVID(ctx, &workload.ValidateJWTSVIDRequest{Audience: "https://db", Svid: token.Svids[0].Svid})
-	if err != nil || proved.SpiffeId != serviceC {
-		t.Error(proved, err)
+	if intent == "" || len(lines) != 10 {
+		t.Fatalf("docs/identity.md shows %d steps", len(lines))
 	}
+	return intent, lines
+}
+
+// TestNodesAreDocumented runs what docs/identity.md shows, line by line, with other
+// addresses, directories and users: a node that joins by a token, and one with a
+// certificate by openssl, whose services get JWT-SVIDs too.
+func TestNodesAreDocumented(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Skip("SKIP: openssl is not here to make certificates")
+	}
+	text, lines := steps(t)
+	s, h, other := newSite(t), newHost(t), newHost(t)
+	endpoint := ports4(t)[0]
+	dir := filepath.Dir(h.state)
+	text = strings.Replace(text, "user: ledger", fmt.Sprintf("user: %d", os.Getuid()), 1)
+	change := strings.NewReplacer("/var/lib/merlon-agent", h.state, "10.0.1.5:8445", endpoint)
+	intent := func(more string) {
+		t.Helper()
+		s.write("merlon.yaml", strings.Replace(text, "db1: {joinToken: true}", more, 1))
+	}
+	intent("db1: {joinToken: true}")
+	s.remove("a.merlon.yaml")
+	s.remove("b.merlon.yaml")
+	for i, line := range lines {
+		args := strings.Fields(change.Replace(line))
+		switch {
+		case strings.HasPrefix(line, "merlon up --node-endpoint "):
+			s.up("--node-endpoint", endpoint)
+		case args[0] == "merlon" && args[1] == "agent":
+			if strings.Contains(line, "--cert") {
+				intent("db1: {x509: {ca: nodes.pem, dns: db1.shop.example}}")
+				ca, err := os.ReadFile(filepath.Join(dir, "nodes.pem"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.write("nodes.pem", string(ca))
+				s.must("apply", "--widen")
+				h.end() // another proof is another node
+				args = strings.Fields(strings.ReplaceAll(strings.Join(args, " "), h.state, other.state))
+				h = other
+			}
+			for i, arg := range args {
+				if strings.HasSuffix(arg, ".pem") || strings.HasSuffix(arg, ".key") || arg == "token" {
+					args[i] = filepath.Join(dir, arg)
+				}
+			}
+			h.run(nil, args[1:]...)
+			h.says("the agent is connected")
+		default:
+			if args[0] == "merlon" {
+				line = strings.Replace(line, "merlon ", merlonBin(t)+" --state "+filepath.Join(s.dir, ".merlon")+" ", 1)
+			}
+			cmd := exec.Command("sh", "-ec", line)
+			cmd.Dir = dir
+			if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(line, "node list") && !strings.Contains(string(out), endpoint[:10]) {
+				t.Fatalf("step %d: %s: %v\n%s", i+1, line, err, out)
+			}
+		}
+	}
+	const ledger = "spiffe://shop.example/ledger"
+	if id, _, err := h.svid(); id != ledger {
+		t.Fatal(id, err, h.said)
+	}
+	h.checkToken(ledger)
 	// Removed and named again, it proves itself anew by itself.
-	s.nodes("n2: {joinToken: true}")
-	s.onNode("c", "n2")
+	text = strings.Replace(text, "[db1]", "[db2]", 1)
+	intent("db2: {joinToken: true}")
 	s.must("apply", "--widen")
 	h.says("the node is not in the intent any more")
 	if _, _, err := h.svid(); status.Code(err) != codes.PermissionDenied {
 		t.Error(err)
 	}
-	s.nodes("n1: {x509: {ca: nodes.pem, dns: db1.test.example}}")
-	s.onNode("c", "n1")
+	text = strings.Replace(text, "[db2]", "[db1]", 1)
+	intent("db1: {x509: {ca: nodes.pem, dns: db1.shop.example}}")
 	s.must("apply", "--widen")
-	until(t, "the node is back", func() bool { id, _, err := h.svid(); return err == nil && id == serviceC })
+	until(t, "the node is back", func() bool { id, _, err := h.svid(); return err == nil && id == ledger })
 }
 
-func certsOf(t *testing.T, ders [][]byte) (all []*x509.Certificate) {
-	t.Helper()
-	for _, der := range ders {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, c)
+// checkToken fetches a JWT-SVID and has it validated, both by the agent.
+func (h *host) checkToken(want string) {
+	h.t.Helper()
+	client, done, err := dialWorkloads(h.socket)
+	if err != nil {
+		h.t.Fatal(err)
 	}
-	return all
+	defer done()
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(h.t.Context(), "workload.spiffe.io", "true"), time.Minute)
+	defer cancel()
+	token, err := client.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{Audience: []string{"https://db"}})
+	if err != nil || token.Svids[0].SpiffeId != want {
+		h.t.Fatal(token, err)
+	}
+	proved, err := client.ValidateJWTSVID(ctx, &workload.ValidateJWTSVIDRequest{Audience: "https://db", Svid: token.Svids[0].Svid})
+	if err != nil || proved.SpiffeId != want {
+		h.t.Error(proved, err)
+	}
+}
+
+// TestNodeRenews: with SVIDs of seconds, a node and its services are renewed again
+// and again, and nothing is cut off.
+func TestNodeRenews(t *testing.T) {
+	t.Parallel()
+	s := nodeSite(t, "n1: {joinToken: true}")
+	endpoint := ports4(t)[0]
+	s.up("--node-endpoint", endpoint, "--svid-ttl", "10s")
+	h := newHost(t)
+	h.start(endpoint, "--token-file", h.write("token", s.token("n1")))
+	h.says("the agent is connected")
+	stream := h.svids()
+	seen := map[string]bool{}
+	for len(seen) < 6 { // the first has ended by then
+		r, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err, h.said)
+		}
+		seen[string(r.Svids[0].X509Svid)] = true
+	}
+	if said := h.said.String(); strings.Contains(said, "level=WARN") || strings.Contains(said, "level=ERROR") {
+		t.Error(said)
+	}
+	if out := s.must("node", "list"); strings.Contains(out, "not connected") {
+		t.Error(out)
+	}
 }
 
 // TestNodeFlags: what cannot work is refused before anything runs.
