@@ -35,7 +35,7 @@ func (s *Server) attest(stream grpc.ServerStream) error {
 		s.door.refused("a node could not prove itself", "node", claimed, "from", from, "err", err)
 		return status.Error(codes.PermissionDenied, "what was shown proves no node of the intent; the authority's log says why")
 	}
-	chain, err := s.issue(n.Name, nodeID(s.cfg.TrustDomain, n.Name), h.CSR)
+	chain, err := s.issueNode(n, h.CSR)
 	if err != nil {
 		return err
 	}

@@ -68,6 +68,7 @@ type Agent struct {
 	kept      Kept
 	trust     *authority.Trust
 	attestor  *attest.Attestor
+	problem   string // of attestor
 	federated []*spiffe.Bundle
 	changed   chan struct{} // closed when attestor is another
 	others    chan struct{} // closed when federated are others
@@ -319,6 +320,9 @@ func (a *Agent) follow(ctx context.Context) (served bool, err error) {
 		}
 		served = true
 		a.keep(k)
+		if err := a.report(); err != nil {
+			a.cfg.Log.Warn("the server could not be told what this node cannot do", "err", err)
+		}
 	}
 	select {
 	case <-renewed:
@@ -330,6 +334,14 @@ func (a *Agent) follow(ctx context.Context) (served bool, err error) {
 		return served, fmt.Errorf("the node is not in the intent any more; its workloads have no identity: %w", err)
 	}
 	return served, err
+}
+
+// report tells the server what this node cannot do.
+func (a *Agent) report() error {
+	a.mu.Lock()
+	r := report{Problem: a.problem}
+	a.mu.Unlock()
+	return a.call(context.Background(), reportPath, &r, &nothing{})
 }
 
 func (a *Agent) shownID() string {
@@ -384,13 +396,15 @@ func (a *Agent) take(k *Kept) error {
 		federated = append(federated, b)
 	}
 	attestor, err := attest.New(k.Intent(), a.cfg.Attest)
+	problem := ""
 	if err != nil {
+		problem = err.Error()
 		a.cfg.Log.Error("some services of this node cannot be recognised here and have no identity", "err", err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	old := a.kept
-	a.kept, a.attestor = *k, attestor
+	a.kept, a.attestor, a.problem = *k, attestor, problem
 	if !bytes.Equal(old.View.Bundle, k.View.Bundle) {
 		a.trust.Retire()
 		a.trust = authority.PublishedTrust(bundle)

@@ -35,16 +35,12 @@ type door struct {
 }
 
 func newDoor(s *Server) *door {
-	c := spiffe.ServerConfig(s.source, s.cfg.TrustDomain)
-	c.ClientAuth = tls.RequestClientCert // verified below, if there is one
+	c := spiffe.AdmissionConfig(s.source, s.cfg.TrustDomain)
 	c.Time = s.cfg.Now
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.shown() }
 	verify := c.VerifyConnection
 	c.VerifyConnection = func(state tls.ConnectionState) error {
-		if len(state.PeerCertificates) == 0 {
-			return nil
-		}
-		if err := verify(state); err != nil {
+		if err := verify(state); err != nil || len(state.PeerCertificates) == 0 {
 			return err
 		}
 		id, err := spiffe.ID(state.PeerCertificates[0])

@@ -40,9 +40,15 @@ func (a *Agent) prove(ctx context.Context) (*authority.Source, error) {
 	a.mu.Lock()
 	a.shown = first
 	a.mu.Unlock()
+	begun := first != nil
+	issue := func(ctx context.Context, key crypto.Signer) ([][]byte, time.Time, error) {
+		chain, notAfter, err := a.issueOwn(ctx, key, !begun)
+		begun = true
+		return chain, notAfter, err
+	}
 	ctx, stop := context.WithCancel(ctx)
 	own, err := authority.NewSource(ctx, authority.SourceConfig{
-		ID: "spiffe://" + a.trustDomain + "/" + strings.TrimSuffix(nodePrefix, "/"), Issue: a.issueOwn, First: first,
+		ID: "spiffe://" + a.trustDomain + "/" + strings.TrimSuffix(nodePrefix, "/"), Issue: issue, First: first,
 		Roots: a.roots, Lifetime: a.lifetime, Now: a.cfg.Now, Log: a.cfg.Log,
 	})
 	if err != nil {
@@ -67,13 +73,13 @@ func (a *Agent) roots() *x509.CertPool {
 }
 
 // issueOwn gets an SVID of the node: for the one that it shows if it joined by a
-// token, else by proving itself anew.
-func (a *Agent) issueOwn(ctx context.Context, key crypto.Signer) (chain [][]byte, notAfter time.Time, err error) {
+// token, else by proving itself anew. It is called by one goroutine at a time.
+func (a *Agent) issueOwn(ctx context.Context, key crypto.Signer, first bool) (chain [][]byte, notAfter time.Time, err error) {
 	id := a.shownID()
 	if id != "" && a.cfg.CertFile == "" && a.cfg.KubernetesFile == "" {
 		chain, notAfter, err = a.issue(ctx, renewPath, "", key, nodeFile, id)
 	} else {
-		chain, notAfter, err = a.join(ctx, key)
+		chain, notAfter, err = a.join(ctx, key, first)
 	}
 	if err != nil {
 		return nil, time.Time{}, err
@@ -148,8 +154,9 @@ func readBounded(name string, most int64) ([]byte, error) {
 	return b, err
 }
 
-// join proves which node this is and takes what a node gets.
-func (a *Agent) join(ctx context.Context, key crypto.Signer) (chain [][]byte, notAfter time.Time, err error) {
+// join proves which node this is and takes what a node gets; first says that
+// nothing is pushed yet.
+func (a *Agent) join(ctx context.Context, key crypto.Signer, first bool) (chain [][]byte, notAfter time.Time, err error) {
 	p, err := a.readProof()
 	if err != nil {
 		return nil, time.Time{}, err
@@ -168,14 +175,16 @@ func (a *Agent) join(ctx context.Context, key crypto.Signer) (chain [][]byte, no
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	a.mu.Lock()
-	k := a.kept
-	a.mu.Unlock()
-	k.TrustDomain, k.Node, k.View.Bundle = a.trustDomain, in.Node, in.Bundle
-	if err := a.take(&k); err != nil {
-		return nil, time.Time{}, err
+	if first { // a later one could be older than what was pushed meanwhile
+		a.mu.Lock()
+		k := a.kept
+		a.mu.Unlock()
+		k.TrustDomain, k.Node, k.View.Bundle = a.trustDomain, in.Node, in.Bundle
+		if err := a.take(&k); err != nil {
+			return nil, time.Time{}, err
+		}
+		a.keep(&k)
 	}
-	a.keep(&k)
 	if err := a.store.keepPair(nodeFile, in.Chain, key); err != nil {
 		a.cfg.Log.Error("the node's SVID cannot be kept: after a restart it has to join anew", "err", err)
 	}

@@ -334,8 +334,7 @@ func TestRemoved(t *testing.T) {
 		}
 	}
 	check("removed")
-	s.set(time.Now().Add(2 * time.Second)) // certificates know no part of a second
-	s.server.Set(intentOf())
+	s.server.Set(intentOf()) // within the second, perhaps
 	check("another is called so")
 	s.server.Close()
 	s.auth.Close()

@@ -27,6 +27,7 @@ const (
 	renewPath   = "/" + serviceName + "/Renew"
 	signPath    = "/" + serviceName + "/Sign"
 	tokenPath   = "/" + serviceName + "/Token"
+	reportPath  = "/" + serviceName + "/Report"
 )
 
 // hello is how a node begins to prove itself, by exactly one of the ways.
@@ -95,6 +96,11 @@ type tokenRequest struct {
 type tokenAnswer struct {
 	Token string    `json:"token"`
 	Until time.Time `json:"until"`
+}
+
+// report says what the node cannot do of what it was told, or "".
+type report struct {
+	Problem string `json:"problem"`
 }
 
 type nothing struct{}

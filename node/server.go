@@ -76,8 +76,9 @@ type Server struct {
 
 // agent is one that watches.
 type agent struct {
-	node, address string
-	since, until  time.Time // until its SVID ends
+	*guest
+	since   time.Time
+	problem string // that it has reported
 }
 
 // NewServer makes a Server.
@@ -118,7 +119,7 @@ func (s *Server) description() *grpc.ServiceDesc {
 	attest.Handler = func(_ any, stream grpc.ServerStream) error { return s.attest(stream) }
 	watch.Handler = func(_ any, stream grpc.ServerStream) error { return s.watch(stream) }
 	return &grpc.ServiceDesc{ServiceName: serviceName, HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{attest, watch},
-		Methods: []grpc.MethodDesc{method("Renew", s.renew), method("Sign", s.sign), method("Token", s.token)}}
+		Methods: []grpc.MethodDesc{method("Renew", s.renew), method("Sign", s.sign), method("Token", s.token), method("Report", s.report)}}
 }
 
 func method[In, Out any](name string, handle func(context.Context, *In) (*Out, error)) grpc.MethodDesc {
@@ -231,11 +232,11 @@ var (
 
 // admits says whether a node's SVID is good now: the handshake may be long ago.
 func (s *Server) admits(g *guest, in *merlon.Intent) error {
-	since, ok := s.ledger.since(g.node)
+	since, ok := s.ledger.since(in.Node(g.node))
 	switch {
 	case !s.cfg.Now().Before(g.cert.NotAfter):
 		return errUnproved
-	case !ok || in.Node(g.node) == nil || g.cert.NotBefore.Add(authority.Skew).Before(since):
+	case !ok || g.cert.NotBefore.Add(authority.Skew).Before(since):
 		return errRemoved
 	}
 	return nil
@@ -262,7 +263,7 @@ func (s *Server) watch(stream grpc.ServerStream) error {
 	if err := stream.RecvMsg(new(nothing)); err != nil {
 		return err
 	}
-	a := &agent{node: g.node, address: g.address, since: s.cfg.Now(), until: g.cert.NotAfter}
+	a := &agent{guest: g, since: s.cfg.Now()}
 	s.mu.Lock()
 	s.agents[a] = struct{}{}
 	s.mu.Unlock()
@@ -340,10 +341,11 @@ func (s *Server) renew(ctx context.Context, r *signRequest) (*signed, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !in.Node(g.node).JoinToken {
+	n := in.Node(g.node)
+	if !n.JoinToken {
 		return nil, status.Error(codes.FailedPrecondition, "the node has to prove itself anew")
 	}
-	return s.issue(g.node, nodeID(s.cfg.TrustDomain, g.node), r.CSR)
+	return s.issueNode(n, r.CSR)
 }
 
 // sign gives a node an X.509-SVID of a service that is on it.
@@ -352,7 +354,7 @@ func (s *Server) sign(ctx context.Context, r *signRequest) (*signed, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.issue(g.node, id, r.CSR)
+	return s.issue(g.node, id, r.CSR, s.cfg.Now())
 }
 
 // token gives a node a JWT-SVID of a service that is on it.
@@ -374,6 +376,29 @@ func (s *Server) token(ctx context.Context, r *tokenRequest) (*tokenAnswer, erro
 	return &tokenAnswer{token, until}, nil
 }
 
+// maxProblem bounds what is kept of a report, in bytes.
+const maxProblem = 4 << 10
+
+// report takes what a node cannot do, for people to see where the intent is.
+func (s *Server) report(ctx context.Context, r *report) (*nothing, error) {
+	g, _, err := s.caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	text := strings.ToValidUTF8(r.Problem[:min(len(r.Problem), maxProblem)], "")
+	s.mu.Lock()
+	for a := range s.agents {
+		if a.guest == g {
+			a.problem = text
+		}
+	}
+	s.mu.Unlock()
+	if text != "" {
+		s.door.refused("a node cannot do all that the intent asks", "node", g.node, "from", g.address, "problem", text)
+	}
+	return &nothing{}, nil
+}
+
 // serviceOf is the SPIFFE ID of a service, if the intent puts it on the node that
 // calls.
 func (s *Server) serviceOf(ctx context.Context, name string) (*guest, string, error) {
@@ -388,8 +413,21 @@ func (s *Server) serviceOf(ctx context.Context, name string) (*guest, string, er
 	return g, in.SPIFFEID(name), nil
 }
 
+// issueNode signs a node's own X.509-SVID, which counts from now on; see entry.
+func (s *Server) issueNode(n *merlon.Node, csr []byte) (*signed, error) {
+	since, ok := s.ledger.since(n) // the intent may be another by now
+	if !ok {
+		return nil, errRemoved
+	}
+	now := s.cfg.Now()
+	if now.Before(since) {
+		now = since
+	}
+	return s.issue(n.Name, nodeID(s.cfg.TrustDomain, n.Name), csr, now)
+}
+
 // issue signs an X.509-SVID.
-func (s *Server) issue(node, id string, csr []byte) (*signed, error) {
+func (s *Server) issue(node, id string, csr []byte, now time.Time) (*signed, error) {
 	key, err := readCSR(csr)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
@@ -397,7 +435,7 @@ func (s *Server) issue(node, id string, csr []byte) (*signed, error) {
 	if !s.take(node) {
 		return nil, errBusy
 	}
-	chain, _, err := s.cfg.Authority.Issue(id, key, s.cfg.Now())
+	chain, _, err := s.cfg.Authority.Issue(id, key, now)
 	if err != nil {
 		return nil, s.unavailable(node, err)
 	}
@@ -424,18 +462,21 @@ func (s *Server) unavailable(node string, err error) error {
 
 // Status is one node of the intent in force.
 type Status struct {
-	Node     string     `json:"node"`
-	Pos      merlon.Pos `json:"pos"`
-	Proof    string     `json:"proof"`
-	Services []string   `json:"services"`
-	Agents   []Agents   `json:"agents,omitempty"` // connected
+	Node     string        `json:"node"`
+	Pos      merlon.Pos    `json:"pos"`
+	Proof    string        `json:"proof"`
+	Services []string      `json:"services"`
+	Agents   []AgentStatus `json:"agents,omitempty"` // connected
 }
 
-// Agents is one agent that is connected.
-type Agents struct {
+// AgentStatus is one agent that is connected.
+type AgentStatus struct {
 	Address string    `json:"address"`
 	Since   time.Time `json:"since"`
 	Until   time.Time `json:"until"` // the end of the SVID that it shows
+	// Problem is what it cannot do of what the intent asks, such as recognising a
+	// user who is not on that host.
+	Problem string `json:"problem,omitzero"`
 }
 
 // Status is how the nodes of the intent in force are, in the order of their
@@ -452,11 +493,11 @@ func (s *Server) Status() []Status {
 		s.mu.Lock()
 		for a := range s.agents {
 			if a.node == n.Name {
-				row.Agents = append(row.Agents, Agents{a.address, a.since, a.until})
+				row.Agents = append(row.Agents, AgentStatus{a.address, a.since, a.cert.NotAfter, a.problem})
 			}
 		}
 		s.mu.Unlock()
-		slices.SortFunc(row.Agents, func(a, b Agents) int {
+		slices.SortFunc(row.Agents, func(a, b AgentStatus) int {
 			if c := a.Since.Compare(b.Since); c != 0 {
 				return c
 			}

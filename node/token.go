@@ -73,15 +73,23 @@ func pinOf(root *x509.Certificate) [sha256.Size]byte {
 type ledger struct {
 	path string
 
-	mu    sync.Mutex
-	nodes map[string]*entry
+	mu sync.Mutex
+	book
+}
+
+// book is the file.
+type book struct {
+	Nodes map[string]*entry `json:"nodes"`
+	Last  time.Time         `json:"last"` // the youngest Since that ever was
 }
 
 // entry is what is remembered about one node of the intent.
 type entry struct {
 	// Proof is the hash of how the node proves itself, Since when the intent has
 	// said so without a break. An SVID that was issued before is of a node that
-	// was removed, whatever is called by its name now.
+	// was removed, whatever is called by its name now. Certificates know whole
+	// seconds only, so Since is the beginning of one that no other entry has, at
+	// or after which no SVID was issued yet; the node's are dated to it at least.
 	Proof []byte    `json:"proof"`
 	Since time.Time `json:"since"`
 	Token *ticket   `json:"token,omitempty"`
@@ -97,19 +105,23 @@ type ticket struct {
 const maxLedger = 16 << 20 // bytes
 
 func openLedger(path string) (*ledger, error) {
-	l := &ledger{path: path, nodes: map[string]*entry{}}
+	l := &ledger{path: path}
 	b, err := readPrivate(path, maxLedger)
 	if errors.Is(err, fs.ErrNotExist) {
+		l.Nodes = map[string]*entry{}
 		return l, nil
 	}
 	if err == nil {
-		err = json.Unmarshal(b, &l.nodes)
+		err = codec{}.Unmarshal(b, &l.book)
 	}
 	if err == nil {
-		for _, e := range l.nodes {
+		for _, e := range l.Nodes {
 			if e == nil {
 				err = errors.New("it lacks an entry")
 			}
+		}
+		if l.Nodes == nil {
+			err = errors.New("it lacks the nodes")
 		}
 	}
 	if err != nil {
@@ -123,34 +135,49 @@ func (l *ledger) set(nodes []merlon.Node, now time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	next, changed := map[string]*entry{}, false
+	begin := now.Truncate(time.Second).Add(time.Second)
+	if !begin.After(l.Last) {
+		begin = l.Last.Add(time.Second)
+	}
 	for i := range nodes {
-		n := nodes[i]
-		n.Pos = merlon.Pos{}
-		text, err := json.Marshal(n)
-		if err != nil {
-			return err
-		}
-		proof := sha256.Sum256(text)
-		e := l.nodes[n.Name]
-		if e == nil || !bytes.Equal(e.Proof, proof[:]) {
-			e, changed = &entry{Proof: proof[:], Since: now.Truncate(time.Second)}, true
+		n := &nodes[i]
+		e := l.Nodes[n.Name]
+		if e == nil || !bytes.Equal(e.Proof, proofOf(n)) {
+			e, changed = &entry{Proof: proofOf(n), Since: begin}, true
+			l.Last = begin
 		}
 		next[n.Name] = e
 	}
-	changed = changed || len(next) != len(l.nodes)
-	l.nodes = next
+	changed = changed || len(next) != len(l.Nodes)
+	l.Nodes = next
 	if !changed {
 		return nil
 	}
 	return l.write()
 }
 
-// since is when the node came into the intent; ok says that it is there.
-func (l *ledger) since(node string) (at time.Time, ok bool) {
+// proofOf is the hash of how a node proves itself, wherever that is written.
+func proofOf(n *merlon.Node) []byte {
+	proof := *n
+	proof.Pos = merlon.Pos{}
+	text, err := json.Marshal(proof)
+	if err != nil {
+		return nil // unreachable: it is texts; and no entry is equal to it
+	}
+	hash := sha256.Sum256(text)
+	return hash[:]
+}
+
+// since is when the node came into the intent; ok says that it is there, and
+// proves itself in this way. It may be nil.
+func (l *ledger) since(n *merlon.Node) (at time.Time, ok bool) {
+	if n == nil {
+		return time.Time{}, false
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	e := l.nodes[node]
-	if e == nil {
+	e := l.Nodes[n.Name]
+	if e == nil || !bytes.Equal(e.Proof, proofOf(n)) {
 		return time.Time{}, false
 	}
 	return e.Since, true
@@ -160,7 +187,7 @@ func (l *ledger) since(node string) (at time.Time, ok bool) {
 func (l *ledger) issue(node string, until time.Time) (secret string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	e := l.nodes[node]
+	e := l.Nodes[node]
 	if e == nil {
 		return "", fmt.Errorf("no node of the intent in force is called %q", node)
 	}
@@ -180,7 +207,7 @@ func (l *ledger) issue(node string, until time.Time) (secret string, err error) 
 func (l *ledger) redeem(node, secret string, now time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	e := l.nodes[node]
+	e := l.Nodes[node]
 	hash := sha256.Sum256([]byte(secret))
 	switch {
 	case e == nil || e.Token == nil:
@@ -200,7 +227,7 @@ func (l *ledger) redeem(node, secret string, now time.Time) error {
 }
 
 func (l *ledger) write() error {
-	b, err := json.Marshal(l.nodes)
+	b, err := json.Marshal(&l.book)
 	if err != nil {
 		return err
 	}

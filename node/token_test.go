@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,16 +114,29 @@ func TestLedger(t *testing.T) {
 	if err := l.set(nodes, now.Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if since, ok := l.since("n1"); !ok || since.Unix() != now.Unix() {
+	if since, ok := l.since(&nodes[0]); !ok || since.Unix() != now.Unix()+1 {
 		t.Errorf("moved in its file: %v %v", since, ok)
 	}
-	if err := l.set([]merlon.Node{{Name: "n1", Kubernetes: "a/b"}}, now.Add(2*time.Hour)); err != nil {
+	before := nodes[0]
+	nodes = []merlon.Node{{Name: "n1", Kubernetes: "a/b"}}
+	if err := l.set(nodes, now.Add(2*time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if since, _ := l.since("n1"); since.Unix() != now.Add(2*time.Hour).Unix() {
+	if _, ok := l.since(&before); ok {
+		t.Error("a proof that does not count any more")
+	}
+	if since, _ := l.since(&nodes[0]); since.Unix() != now.Add(2*time.Hour).Unix()+1 {
 		t.Errorf("proves itself otherwise: %v", since)
 	}
-	for _, text := range []string{"", "{", "[]", `{"n1":null}`} {
+	for i := range 3 { // in one second, and with the clock set back
+		if err := errors.Join(l.set(nil, now), l.set(nodes, now)); err != nil {
+			t.Fatal(err)
+		}
+		if since, _ := open().since(&nodes[0]); since.Unix() != now.Add(2*time.Hour).Unix()+2+int64(i) {
+			t.Errorf("there again: %v", since)
+		}
+	}
+	for _, text := range []string{"", "{", "[]", "{}", `{"nodes":{"n1":null}}`} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -130,7 +144,7 @@ func TestLedger(t *testing.T) {
 			t.Errorf("%q is taken", text)
 		}
 	}
-	text, err := json.Marshal(map[string]*entry{})
+	text, err := json.Marshal(book{Nodes: map[string]*entry{}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -176,6 +176,13 @@ func (u *ui) nodes(all []node.Status) {
 		}
 	}
 	u.table("", rows)
+	for _, n := range all {
+		for _, a := range n.Agents {
+			if a.Problem != "" {
+				u.printf("\n%s\n", u.red(fmt.Sprintf("%s, from %s: %q", n.Node, a.Address, a.Problem)))
+			}
+		}
+	}
 }
 
 type agentOptions struct {

@@ -3,6 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -11,12 +14,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -31,6 +37,7 @@ type host struct {
 	state  string
 	socket string
 	cmd    *exec.Cmd
+	enter  []string // a command that runs the agent on another host, when not nil
 	said   *lockedBuffer
 	ended  chan struct{}
 }
@@ -89,7 +96,8 @@ func (h *host) startWith(in io.Reader, server string, args ...string) {
 func (h *host) run(in io.Reader, args ...string) {
 	h.t.Helper()
 	h.said, h.ended = new(lockedBuffer), make(chan struct{})
-	h.cmd = exec.Command(merlonBin(h.t), args...)
+	argv := append(slices.Clone(h.enter), append([]string{merlonBin(h.t)}, args...)...)
+	h.cmd = exec.Command(argv[0], argv[1:]...)
 	h.cmd.Stdin, h.cmd.Stderr = in, h.said
 	if err := h.cmd.Start(); err != nil {
 		h.t.Fatal(err)
@@ -224,6 +232,7 @@ func TestNodeJoins(t *testing.T) {
 	t.Parallel()
 	s := nodeSite(t, "n1: {joinToken: true}, n2: {joinToken: true}")
 	s.onNode("d", "n2")
+	s.write("e.merlon.yaml", "services:\n  e: {workload: {unix: {user: no-such-user}}, nodes: [n1]}\n") // which is the node's to say
 	endpoint := ports4(t)[0]
 	u := s.up("--node-endpoint", endpoint)
 	h := newHost(t)
@@ -280,14 +289,19 @@ func (s *site) checkList() {
 		Nodes []struct {
 			Node, Proof string
 			Services    []string
-			Agents      []struct{ Address string }
+			Agents      []struct{ Address, Problem string }
 		}
 	}
-	if out := s.must("node", "list", "--json"); json.Unmarshal([]byte(out), &list) != nil || len(list.Nodes) != 2 || list.Nodes[0].Node != "n1" ||
+	out := ""
+	until(s.t, "the node tells what it cannot do", func() bool {
+		out = s.must("node", "list", "--json")
+		return strings.Contains(out, "no-such-user")
+	})
+	if json.Unmarshal([]byte(out), &list) != nil || len(list.Nodes) != 2 || list.Nodes[0].Node != "n1" ||
 		len(list.Nodes[0].Agents) != 1 || list.Nodes[0].Services[0] != "c" || len(list.Nodes[1].Agents) != 0 {
 		s.t.Error(out)
 	}
-	if out := s.must("node", "list"); !strings.Contains(out, "join token") || !strings.Contains(out, "not connected") {
+	if out := s.must("node", "list"); !strings.Contains(out, "join token") || !strings.Contains(out, "not connected") || !strings.Contains(out, "the workload of e cannot be recognised") {
 		s.t.Error(out)
 	}
 }
@@ -473,6 +487,47 @@ func (h *host) checkToken(want string) {
 	proved, err := client.ValidateJWTSVID(ctx, &workload.ValidateJWTSVIDRequest{Audience: "https://db", Svid: token.Svids[0].Svid})
 	if err != nil || proved.SpiffeId != want {
 		h.t.Error(proved, err)
+	}
+}
+
+// TestNodeKubernetes: the agent of a pod joins by the pod's token, which is verified
+// by the cluster's keys.
+func TestNodeKubernetes(t *testing.T) {
+	t.Parallel()
+	s := nodeSite(t, "n1: {kubernetes: shop/merlon-agent}")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwks, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "1", Algorithm: "ES256", Use: "sig"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: "1"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const issuer = "https://kubernetes.test.example"
+	token := func(audience string) string {
+		text, err := jwt.Signed(signer).Claims(map[string]any{"iss": issuer, "aud": []string{audience}, "sub": "system:serviceaccount:shop:merlon-agent",
+			"iat": time.Now().Unix(), "exp": time.Now().Add(time.Hour).Unix(),
+			"kubernetes.io": map[string]any{"namespace": "shop", "serviceaccount": map[string]any{"name": "merlon-agent"},
+				"pod": map[string]any{"uid": "7c1f1b5e-0d7c-4a39-9c4b-0d6a6a3f3a11"}}}).Serialize()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	h := newHost(t)
+	endpoint := ports4(t)[0]
+	s.up("--node-endpoint", endpoint, "--kubernetes-keys", h.write("keys.json", string(jwks)), "--kubernetes-issuer", issuer)
+	file := h.write("token", token("https://kubernetes.default.svc.cluster.local"))
+	h.start(endpoint, "--kubernetes-token", file, "--trust-domain", "test.example", "--trust-bundle", h.write("bundle.pem", s.must("id", "bundle")))
+	h.says("proves no node of the intent")
+	h.write("token", token("spiffe://test.example/merlon/node-endpoint")) // as the kubelet does, in place
+	h.says("the agent is connected")
+	if id, _, err := h.svid(); id != serviceC {
+		t.Fatal(id, err, h.said)
 	}
 }
 
