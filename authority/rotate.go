@@ -290,13 +290,17 @@ type Status struct {
 	Lives  []Life            `json:"lives"`
 	Alarms map[string]string `json:"alarms,omitempty"` // by kind
 	Err    string            `json:"err,omitzero"`     // why something that is due is not done
-	Roots  string            `json:"roots"`            // of the trust bundle, PEM
 }
 
 // Status says how the authority's own keys fare. What has ended is left out.
 func (a *Authority) Status(now time.Time) Status {
-	s := a.state.Load()
-	out := Status{Alarms: map[string]string{}, Err: *a.failure.Load(), Roots: string(s.trust.PEM)}
+	out := a.state.Load().status(now)
+	out.Err = *a.failure.Load()
+	return out
+}
+
+func (s *state) status(now time.Time) Status {
+	out := Status{Alarms: map[string]string{}}
 	for k := range kinds {
 		signer := s.lines[k].signer(now, leastLifetime)
 		for i := range s.lines[k] {

@@ -60,12 +60,18 @@ type Options struct {
 	Explain func(ctx context.Context, pid int) (*Explanation, error)
 	// Authority says how the keys of the authority fare. It may be nil.
 	Authority func() authority.Status
+	// Roots are those of the trust domain, PEM. It may be nil.
+	Roots func() []byte
 	// Nodes says how the nodes of the intent in force are. It may be nil.
 	Nodes func() []node.Status
 	// JoinToken makes a join token for a node. It may be nil.
 	JoinToken func(name string, ttl time.Duration) (*node.JoinToken, error)
 	// Federation says how the bundles of partners fare. It may be nil.
 	Federation func() []federation.Status
+	// Workloads is the address of the Workload API. It may be nil.
+	Workloads func() string
+	// Problems says why gates are not ready, by place. It may be nil.
+	Problems func() map[string][]string
 }
 
 // Control is a control plane. It is safe for concurrent use.

@@ -151,15 +151,15 @@ func explain(ctx context.Context, in *merlon.Intent, a *attest.Attestor, identif
 // workloadOptions say where the Workload API is served and how workloads are
 // told apart.
 type workloadOptions struct {
-	address string // unix:///PATH or tcp://LOOPBACK:PORT; "" is a socket in the state directory
-	Docker  string
+	address            string // unix:///PATH or tcp://LOOPBACK:PORT; "" is a socket in the state directory
+	Docker, Containerd string // sockets
 	// Of a Kubernetes cluster.
 	Issuer, Audience, KeyFile string
 }
 
 // attestOptions are those for package attest.
 func (o workloadOptions) attestOptions() (attest.Options, error) {
-	opt := attest.Options{Docker: o.Docker}
+	opt := attest.Options{Docker: o.Docker, Containerd: o.Containerd}
 	var err error
 	opt.Cluster, err = o.cluster(o.Audience)
 	return opt, err
@@ -181,6 +181,7 @@ func (o workloadOptions) cluster(audience string) (*attest.Cluster, error) {
 func (o *workloadOptions) flags(c *cobra.Command, place string) {
 	c.Flags().StringVar(&o.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket "+place)
 	c.Flags().StringVar(&o.Docker, "docker", "/var/run/docker.sock", "`socket` of the Docker Engine, for services known by their container")
+	c.Flags().StringVar(&o.Containerd, "containerd", "/run/containerd/containerd.sock", "`socket` of containerd, for services known by their container")
 	c.Flags().StringVar(&o.KeyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
 	c.Flags().StringVar(&o.Issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
 	c.Flags().StringVar(&o.Audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")

@@ -151,9 +151,6 @@ func (u *ui) offerCommitted(ctx context.Context, dir, state string, err error) e
 // start brings the system into service: with the intent at hand, or with the
 // one that was last in force.
 func (s *system) start(ctx context.Context, loaded *intent.Loaded, o upOptions) (r *control.Result, err error) {
-	if s.api, err = s.control.Serve(); err != nil {
-		return nil, err
-	}
 	if err := s.serveWorkloads(o.workloads.address); err != nil {
 		return nil, err
 	}
@@ -161,6 +158,9 @@ func (s *system) start(ctx context.Context, loaded *intent.Loaded, o upOptions) 
 		return nil, err
 	}
 	if err := s.serveNodes(o.nodes); err != nil {
+		return nil, err
+	}
+	if s.api, err = s.control.Serve(); err != nil { // it tells of all that is served
 		return nil, err
 	}
 	opt := control.ApplyOptions{Who: currentUser(), Message: "merlon up", Widen: o.widen}
