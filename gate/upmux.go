@@ -81,6 +81,11 @@ func (g *Gate) newUpMux(first *upstream.Conn, changed func()) (upstream.Mux, err
 		m.renew = s.renew
 	}
 	m.net, m.push = first.Conn, m.signal
+	if w := first.Wire; w != nil {
+		w.Conn = g.hush(w.Conn)
+	} else {
+		m.net = g.hush(m.net)
+	}
 	m.output.L = &m.mu
 	m.core.Init(http2.Config{
 		Client:     true,
