@@ -217,7 +217,7 @@ func (l *lane) Close() error {
 	delete(m.lanes, l.id)
 	l.done()
 	if !m.soon {
-		m.flushLocked()
+		m.flush()
 	}
 	m.boundIdle()
 	return nil
