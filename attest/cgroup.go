@@ -1,26 +1,24 @@
 package attest
 
 import (
-	"context"
 	"fmt"
 	"strings"
-
-	"merlon/internal/sockowner"
 )
 
 // systemdUnit holds for a process of this unit of the system's manager.
-func systemdUnit(want string) func(context.Context, *sockowner.Process) (string, bool, error) {
-	return func(_ context.Context, p *sockowner.Process) (string, bool, error) {
-		path, err := p.Cgroup()
+func systemdUnit(want string) selector {
+	return func(s *subject) (bool, func() string, error) {
+		path, err := s.cgroup()
 		if err != nil {
-			return "", false, err
+			return false, nil, err
 		}
 		unit := unitOf(path)
-		saw := fmt.Sprintf("it is in the control group %q, which belongs to no unit", path)
-		if unit != "" {
-			saw = "it belongs to " + unit
-		}
-		return saw, unit == want, nil
+		return unit == want, func() string {
+			if unit == "" {
+				return fmt.Sprintf("it is in the control group %q, which belongs to no unit", path)
+			}
+			return "it belongs to " + unit
+		}, nil
 	}
 }
 

@@ -60,7 +60,7 @@ func (a *Authority) keep(now time.Time) {
 func (a *Authority) advance(now time.Time) {
 	s := *a.state.Load()
 	for k := range kinds {
-		if now.Before(a.again[k]) || !s.due(k, now) {
+		if now.Before(a.again[k]) || !s.due(&a.opt, k, now) {
 			continue
 		}
 		err := a.succeed(&s, k, now)
@@ -97,7 +97,7 @@ func (a *Authority) publish(s *state, now time.Time) {
 	} else if old == nil || !t.equal(old) {
 		s.trust = t
 	}
-	s.next = s.moments(now)
+	s.next = s.moments(&a.opt, now)
 	for _, t := range a.again {
 		if t.After(now) && t.Before(s.next) {
 			s.next = t

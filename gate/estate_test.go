@@ -82,6 +82,7 @@ type setup struct {
 	records   record.Options // of every gate
 	own       func(net.Conn) error
 	captured  func(net.Conn) (netip.AddrPort, error)
+	dialOwn   func(ctx context.Context, service, address string) (net.Conn, error)
 }
 
 func (s setup) start(t testing.TB, text string) *estate {
@@ -170,8 +171,13 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place) *gate.Gate {
 		e.t.Fatal(err)
 	}
 	e.writers[place] = records
+	var dialOwn func(context.Context, string) (net.Conn, error)
+	if f := e.setup.dialOwn; f != nil {
+		dialOwn = func(ctx context.Context, address string) (net.Conn, error) { return f(ctx, place.Service, address) }
+	}
 	g, err := gate.New(gate.Config{
 		Place:       place,
+		DialOwn:     dialOwn,
 		TrustDomain: in.TrustDomain,
 		Source:      source,
 		Records:     records,

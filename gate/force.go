@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -216,14 +217,17 @@ func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoi
 		RetryPercent:   retry,
 		Now:            g.clock.Now,
 	}
+	if name == g.cfg.Place.Service {
+		cfg.Dial = g.cfg.DialOwn
+	}
 	if speaksHTTP2(in, name) {
 		cfg.Mux = g.newUpMux
-		cfg.TLS = func(e merlon.Endpoint) (*tls.Config, any) {
-			config, state := g.upstreamTLS(e)
+		cfg.TLS = func(e merlon.Endpoint) (*tls.Config, any, error) {
+			config, state, err := g.upstreamTLS(e)
 			if config != nil {
 				config.NextProtos = []string{"h2"}
 			}
-			return config, state
+			return config, state, err
 		}
 	}
 	return upstream.New(cfg)
@@ -244,18 +248,23 @@ func retryPercent(in *merlon.Intent, service string) int {
 
 // upstreamTLS is how an endpoint proves itself: another gate by its SPIFFE ID,
 // an external service by its public name, the gate's own service not at all.
-func (g *Gate) upstreamTLS(e merlon.Endpoint) (*tls.Config, any) {
+func (g *Gate) upstreamTLS(e merlon.Endpoint) (*tls.Config, any, error) {
 	switch {
 	case e.ID != "":
 		// The SVID is fixed here, so that the connection knows which key it
 		// has proved: see exchange.assert.
 		s := g.currentSigning()
-		return spiffe.ClientConfig(pinned{g.cfg.Source, s.svid}, e.ID), &session{signing: s}
+		if s.svid == nil {
+			return nil, nil, errNoSVID
+		}
+		return spiffe.ClientConfig(pinned{g.cfg.Source, s.svid}, e.ID), &session{signing: s}, nil
 	case e.TLSName != "":
-		return &tls.Config{ServerName: e.TLSName, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}, nil
+		return &tls.Config{ServerName: e.TLSName, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}, nil, nil
 	}
-	return nil, nil
+	return nil, nil, nil
 }
+
+var errNoSVID = errors.New("the certificate of this gate's own identity has ended and was not renewed")
 
 // inboundTLS is how a gate proves itself to others.
 func (g *Gate) inboundTLS() *tls.Config {
@@ -318,7 +327,7 @@ type session struct {
 // to go on speaking to a certificate that has.
 func (s *session) holds(up *upstream.Conn, now time.Time) bool {
 	if secure, ok := up.Conn.(*tls.Conn); ok && s.renew.IsZero() {
-		until := secure.ConnectionState().PeerCertificates[0].NotAfter
+		until := ends(secure.ConnectionState().PeerCertificates)
 		if leaf := s.svid.Leaf; leaf != nil && leaf.NotAfter.Before(until) {
 			until = leaf.NotAfter
 		}

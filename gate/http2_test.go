@@ -447,7 +447,7 @@ func TestHTTP2SlowClients(t *testing.T) {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			return
 		}
-		for r.URL.Path == "/pages/endless" {
+		for strings.HasPrefix(r.URL.Path, "/pages/") {
 			if _, err := w.Write(make([]byte, 64<<10)); err != nil {
 				return
 			}
@@ -466,7 +466,7 @@ func TestHTTP2SlowClients(t *testing.T) {
 		"not reading": func(f *frames2) {
 			f.WriteSettings(xhttp2.Setting{ID: xhttp2.SettingInitialWindowSize, Val: 1<<31 - 1})
 			f.WriteWindowUpdate(0, 1<<30)
-			f.request(1, true, "GET", "/pages/endless")
+			f.request(1, true, "GET", "/pages/unread")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -475,7 +475,7 @@ func TestHTTP2SlowClients(t *testing.T) {
 			begin(f)
 			if name == "not reading" {
 				until(t, "the end of the call", func() bool {
-					return slices.ContainsFunc(e.peek(merlon.Edge), func(r record.Record) bool { return r.Path == "/pages/endless" && r.BytesOut > 1<<17 })
+					return slices.ContainsFunc(e.peek(merlon.Edge), func(r record.Record) bool { return r.Path == "/pages/unread" })
 				})
 				return
 			}
@@ -488,6 +488,36 @@ func TestHTTP2SlowClients(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestHTTP2AllAtOnce: a client that has said all it has to say with its preface
+// may wait for the answer for as long as the service may take.
+func TestHTTP2AllAtOnce(t *testing.T) {
+	t.Parallel()
+	begun, finish := make(chan struct{}), make(chan struct{})
+	e := setup{bounds: gate.Bounds{Head: 300 * time.Millisecond}, apps: map[string]http.Handler{"web": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(begun)
+		<-finish
+	})}}.start(t, plainShop())
+	var first bytes.Buffer
+	f := &frames2{Framer: xhttp2.NewFramer(&first, nil)}
+	f.enc = hpack.NewEncoder(&f.block)
+	first.WriteString(xhttp2.ClientPreface)
+	f.WriteSettings()
+	f.request(1, true, "GET", "/")
+	c := dial(t, e.edge)
+	c.Write(first.Bytes())
+	<-begun
+	for range 2 { // the second began when the time for a head had passed for us
+		slow := newWire(t, dial(t, e.edge))
+		slow.send("GET")
+		slow.ended()
+	}
+	close(finish)
+	f = &frames2{Framer: xhttp2.NewFramer(nil, c)}
+	if _, err := f.until(xhttp2.FrameHeaders); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -219,6 +219,6 @@ func (l *lane) Close() error {
 	if !m.soon {
 		m.flush()
 	}
-	m.boundIdle()
+	m.boundIdle(m.c.g.cfg.Bounds.Idle)
 	return nil
 }

@@ -256,6 +256,7 @@ func (x *exchange) appendExplained(out []byte, keep bool, method string, minor i
 // endBody puts the request body behind: it reports whether the next bytes from
 // the client are a new request. It ends the goroutine of a body in progress.
 func (c *conn) endBody() bool {
+	defer c.bodyCame()
 	if s := c.stream; s != nil {
 		whole := s.finish()
 		c.stream, c.sent = nil, s

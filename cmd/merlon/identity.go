@@ -167,6 +167,8 @@ func (o workloadOptions) attestOptions() (attest.Options, error) {
 	return opt, err
 }
 
+const workloadsName = "spiffe.sock"
+
 // serveWorkloads serves the Workload API.
 func (s *system) serveWorkloads(address string) error {
 	if !sockowner.Supported() {
@@ -174,7 +176,7 @@ func (s *system) serveWorkloads(address string) error {
 		return nil
 	}
 	if address == "" {
-		address = "unix://" + filepath.Join(s.state, "spiffe.sock")
+		address = "unix://" + filepath.Join(s.state, workloadsName)
 	}
 	l, err := listenWorkloads(address)
 	if err != nil {

@@ -47,6 +47,8 @@ type system struct {
 	api         *control.API
 	records     *record.Writer
 	programs    *supervise.Supervisor
+	bin         string // where programs are built
+	public      string // directory for all users, when services are isolated; else ""
 	ports       *ports
 
 	mu      sync.Mutex
@@ -61,7 +63,7 @@ type system struct {
 // force, or the given one before the first.
 func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who attest.Options, o authorityOptions, log *slog.Logger) (_ *system, err error) {
 	s := &system{
-		dir: dir, state: state, log: log, say: u.say, who: newIdentities(who, log),
+		dir: dir, state: state, bin: filepath.Join(state, "bin"), log: log, say: u.say, who: newIdentities(who, log),
 		gates:    map[merlon.Place]*running{},
 		started:  map[string]*program{},
 		programs: supervise.New(),
@@ -95,7 +97,10 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 	if s.ports, err = readPorts(filepath.Join(state, "ports.json")); err != nil {
 		return nil, err
 	}
-	s.authority, err = authority.Open(filepath.Join(state, authorityName), s.trustDomain, authority.Options{Upstream: o.upstream, Issuer: o.federation.issuer, Log: log})
+	s.authority, err = authority.Open(filepath.Join(state, authorityName), s.trustDomain, authority.Options{
+		Lifetime: o.lifetimes.svid, Intermediate: o.lifetimes.intermediate, Root: o.lifetimes.root,
+		Upstream: o.upstream, Issuer: o.federation.issuer, Log: log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -110,6 +115,7 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 // authorityOptions say how the authority meets others.
 type authorityOptions struct {
 	upstream   authority.Upstream
+	lifetimes  lifetimes
 	federation federationOptions
 }
 
@@ -201,6 +207,7 @@ func (s *system) close() {
 	if s.workloads != nil {
 		s.workloads.Close()
 	}
+	s.endIsolation()
 	if s.bundle != nil {
 		s.bundle.Close()
 	}
