@@ -57,15 +57,13 @@ const maxRounds = 8
 
 // begin takes the connection, whose system calls the scheduler need not hear of.
 func (k *link) begin(g *Gate, nc net.Conn, below *wire.Conn) {
-	quiet := nc
-	if k.net = nc; below != nil {
-		quiet = g.hush(below.Conn)
-		below.Conn = quiet
+	if k.net = nc; below == nil {
+		k.net = g.hush(nc)
+		k.prompt, _ = k.net.(prompt)
 	} else {
-		quiet = g.hush(nc)
-		k.net = quiet
+		below.Conn = g.hush(below.Conn)
+		k.prompt, _ = below.Conn.(prompt)
 	}
-	k.prompt, _ = quiet.(prompt)
 	if k.later == nil {
 		k.later = k.drain
 	}

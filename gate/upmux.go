@@ -140,6 +140,7 @@ func (m *upMux) read() {
 			for m.writing {
 				m.written.Wait()
 			}
+			m.mute = true
 			m.mu.Unlock()
 			m.first.Socket().Close()
 			return
