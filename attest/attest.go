@@ -31,6 +31,8 @@ type Options struct {
 	Started func(service string, p *sockowner.Process) (bool, error)
 	// Docker is the path of the Docker Engine's API socket.
 	Docker string
+	// Containerd is the path of containerd's API socket.
+	Containerd string
 	// Cluster verifies the tokens of Kubernetes pods; nil where there is none.
 	Cluster *Cluster
 	Now     func() time.Time // nil is time.Now
@@ -39,11 +41,12 @@ type Options struct {
 // Attestor recognises the workloads of one intent. It is safe for concurrent
 // use and never changes.
 type Attestor struct {
-	services []service
-	docker   *dockerEngine
-	cluster  *Cluster
-	now      func() time.Time
-	hashes   hashes
+	services   []service
+	docker     *dockerEngine // nil where there is none
+	containerd *containerd   // nil where there is none
+	cluster    *Cluster      // nil where there is none
+	now        func() time.Time
+	hashes     hashes
 }
 
 // service is one service and all that is asked of its processes.
@@ -74,6 +77,9 @@ func New(in *merlon.Intent, opt Options) (*Attestor, error) {
 	a := &Attestor{cluster: opt.Cluster, now: opt.Now, hashes: hashes{now: opt.Now}}
 	if opt.Docker != "" {
 		a.docker = &dockerEngine{socket: opt.Docker}
+	}
+	if opt.Containerd != "" {
+		a.containerd = newContainerd(opt.Containerd)
 	}
 	var errs []error
 	for i := range in.Services {

@@ -79,6 +79,24 @@ func containerOf(path string) string {
 	return ""
 }
 
+// containerIn is the container of one of containerd's namespaces that a control
+// group belongs to: as containerOf has it, or /NAMESPACE/ID, as containerd itself
+// names it, where IDs are what their makers like.
+func containerIn(path, namespace string) string {
+	if id := containerOf(path); id != "" {
+		return id
+	}
+	rest, ok := strings.CutPrefix(path, "/"+namespace+"/")
+	id, _, _ := strings.Cut(rest, "/")
+	if !ok || id == "." || id == ".." || len(id) > maxContainerID {
+		return ""
+	}
+	return id
+}
+
+// maxContainerID is the longest that containerd gives a container.
+const maxContainerID = 76
+
 // containerID is s if it is 64 hexadecimal digits, as every engine has it.
 func containerID(s string) string {
 	if len(s) != 64 || strings.Trim(s, "0123456789abcdef") != "" {

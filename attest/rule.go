@@ -45,6 +45,9 @@ func (a *Attestor) ruleChecks(w *merlon.WorkloadRule) ([]check, error) {
 	if a.docker == nil && (w.DockerImage != "" || len(w.DockerLabels) > 0) {
 		return nil, errors.New("no container engine is known here")
 	}
+	if a.containerd == nil && w.ContainerdNamespace != "" {
+		return nil, errors.New("no containerd is known here")
+	}
 	if a.cluster == nil && w.Kubernetes != "" {
 		return nil, errors.New("the keys of no Kubernetes cluster are known here")
 	}
@@ -53,6 +56,15 @@ func (a *Attestor) ruleChecks(w *merlon.WorkloadRule) ([]check, error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(w.DockerLabels)) {
 		add(dockerLabel(name, w.DockerLabels[name]), nil)
+	}
+	if w.ContainerdNamespace != "" {
+		add(containerdNamespace(w.ContainerdNamespace), nil)
+	}
+	if w.ContainerdImage != "" {
+		add(containerdImage(w.ContainerdNamespace, w.ContainerdImage), nil)
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.ContainerdLabels)) {
+		add(containerdLabel(w.ContainerdNamespace, name, w.ContainerdLabels[name]), nil)
 	}
 	if w.Kubernetes != "" {
 		add(serviceAccount(w.Kubernetes), nil)

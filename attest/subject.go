@@ -19,6 +19,7 @@ type subject struct {
 	file        func() (fs.FileInfo, error) // that it runs
 	digest      func() (string, error)      // of that file
 	docker      func() (*dockerContainer, error)
+	containerd  func(namespace string) (*containerdContainer, error)
 	account     func() (string, error) // of its Kubernetes pod
 }
 
@@ -35,6 +36,13 @@ func (a *Attestor) subject(ctx context.Context, p *sockowner.Process) *subject {
 	})
 	s.digest = sync.OnceValues(func() (string, error) { return a.hashes.executable(ctx, p) })
 	s.docker = sync.OnceValues(func() (*dockerContainer, error) { return a.docker.of(ctx, s) })
+	in := map[string]func() (*containerdContainer, error){}
+	s.containerd = func(namespace string) (*containerdContainer, error) {
+		if in[namespace] == nil {
+			in[namespace] = sync.OnceValues(func() (*containerdContainer, error) { return a.containerd.of(ctx, s, namespace) })
+		}
+		return in[namespace]()
+	}
 	s.account = sync.OnceValues(func() (string, error) { return a.cluster.account(s, a.now()) })
 	return s
 }

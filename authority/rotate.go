@@ -294,8 +294,13 @@ type Status struct {
 
 // Status says how the authority's own keys fare. What has ended is left out.
 func (a *Authority) Status(now time.Time) Status {
-	s := a.state.Load()
-	out := Status{Alarms: map[string]string{}, Err: *a.failure.Load()}
+	out := a.state.Load().status(now)
+	out.Err = *a.failure.Load()
+	return out
+}
+
+func (s *state) status(now time.Time) Status {
+	out := Status{Alarms: map[string]string{}}
 	for k := range kinds {
 		signer := s.lines[k].signer(now, leastLifetime)
 		for i := range s.lines[k] {

@@ -580,6 +580,9 @@ func TestUpstreamGivesWrong(t *testing.T) {
 		"no root":                              {ca: open(t, t.TempDir()+"/a", Options{}).signing(roots), now: time.Now, noRoot: true},
 		"another key":                          {ca: open(t, t.TempDir()+"/b", Options{}).signing(roots), now: time.Now, otherKey: true},
 		"no CA":                                {ca: open(t, t.TempDir()+"/c", Options{}).signing(roots), now: time.Now, noCA: true},
+		"more certificates than gates read":    {ca: open(t, t.TempDir()+"/d", Options{}).signing(roots), now: time.Now, twice: 3},
+		"a CA for clients alone":               {ca: open(t, t.TempDir()+"/e", Options{}).signing(roots), now: time.Now, usage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}},
+		"a CA for servers alone":               {ca: open(t, t.TempDir()+"/f", Options{}).signing(roots), now: time.Now, usage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}},
 		"an error":                             {err: errors.New("away")},
 	} {
 		dir := t.TempDir() + "/state"

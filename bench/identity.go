@@ -31,7 +31,7 @@ const (
 	workloads     = 1000
 	perSecond     = 100 // that start, when not all at once
 	rotations     = 5
-	identityLife  = 40 * time.Second // of an SVID; it is renewed at half of that
+	identityLife  = 40 * time.Second // of an SVID; it is renewed after a third of that
 	identityUID   = 40000            // of the first service
 	identityLimit = 3 * time.Minute  // for any one thing to happen
 )
@@ -66,7 +66,7 @@ type crowdOf struct {
 	stdin    *os.File
 	arrivals chan arrival
 	wg       sync.WaitGroup
-	held     []string // serial number of each
+	held     int // how many there are
 }
 
 func measureIdentity(ctx context.Context, out io.Writer) error {
@@ -108,8 +108,9 @@ func measureIdentity(ctx context.Context, out io.Writer) error {
 // row is one line of a crew's results.
 type row struct{ what, figure string }
 
-func measureCrew(ctx context.Context, dir string, crew int) (rows []row, err error) {
+func measureCrew(ctx context.Context, dir string, crew int) ([]row, error) {
 	n := &node{Dir: filepath.Join(dir, fmt.Sprint("node", crew)), Services: crews[crew].services, FirstUID: identityUID, Lifetime: identityLife}
+	var err error
 	if n.Listen, err = freeAddr(); err != nil {
 		return nil, err
 	}
@@ -130,72 +131,90 @@ func measureCrew(ctx context.Context, dir string, crew int) (rows []row, err err
 	if err != nil {
 		return nil, err
 	}
-	server := group{p}
-	defer server.stop()
-	add := func(what, format string, args ...any) {
-		rows = append(rows, row{what, fmt.Sprintf(format, args...)})
-		fmt.Fprintf(os.Stderr, "%s: %s: %s\n", crews[crew].name, what, rows[len(rows)-1].figure)
+	defer p.stop()
+	m := &crewRun{name: crews[crew].name, node: n, server: group{p}, program: program}
+	err = m.grown(ctx)
+	if err == nil {
+		err = m.atOnce(ctx)
 	}
-	memory := func() string {
-		time.Sleep(settle)
-		used, merr := server.memory()
-		err = errors.Join(err, merr)
-		return fmt.Sprintf("%.1f", mib(used))
-	}
-	c := &crowdOf{node: n, program: program}
-	defer func() { c.end() }()
+	return m.rows, errors.Join(err, m.failed)
+}
 
-	steps := []string{memory()}
+// crewRun is one measurement.
+type crewRun struct {
+	name, program string
+	node          *node
+	server        group
+	rows          []row
+	failed        error
+}
+
+func (m *crewRun) add(what, format string, args ...any) {
+	m.rows = append(m.rows, row{what, fmt.Sprintf(format, args...)})
+	fmt.Fprintf(os.Stderr, "%s: %s: %s\n", m.name, what, m.rows[len(m.rows)-1].figure)
+}
+
+// memory is what the server holds when it has settled, in MiB.
+func (m *crewRun) memory() string {
+	time.Sleep(settle)
+	used, err := m.server.memory()
+	m.failed = errors.Join(m.failed, err)
+	return fmt.Sprintf("%.1f", mib(used))
+}
+
+// grown measures workloads that come one after the other.
+func (m *crewRun) grown(ctx context.Context) error {
+	c := &crowdOf{node: m.node, program: m.program}
+	defer c.end()
+	held := []string{m.memory()}
 	var all []arrival
 	for _, most := range []int{1, 100, workloads} {
 		some, err := c.grow(ctx, most, perSecond)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		all = append(all, some...)
-		steps = append(steps, memory())
+		held = append(held, m.memory())
 	}
-	add(fmt.Sprintf("SVID after the start of a process, %d a second: p50, p99, most (ms)", perSecond), "%s", spread(all, since))
-	add("after it connected", "%s", spread(all, sinceConnected))
-	add("MiB of the server with 0, 1, 100, 1,000 workloads", "%s", strings.Join(steps, ", "))
-	c.end()
+	m.add(fmt.Sprintf("SVID after the start of a process, %d a second: p50, p99, most (ms)", perSecond), "%s", spread(all, since))
+	m.add("after it connected", "%s", spread(all, sinceConnected))
+	m.add("MiB of the server with 0, 1, 100, 1,000 workloads", "%s", strings.Join(held, ", "))
+	return nil
+}
 
-	// All at once, and then they stay.
-	c = &crowdOf{node: n, program: program}
-	if all, err = c.grow(ctx, workloads, 0); err != nil {
-		return nil, err
+// atOnce measures workloads that all start now, and stay.
+func (m *crewRun) atOnce(ctx context.Context) error {
+	c := &crowdOf{node: m.node, program: m.program}
+	defer c.end()
+	all, err := c.grow(ctx, workloads, 0)
+	if err != nil {
+		return err
 	}
-	add("SVID after the start, all at once", "%s", spread(all, since))
-	add("after it connected, all at once", "%s", spread(all, sinceConnected))
-	steps = nil
-	var used time.Duration
-	var issued, pushed int
+	m.add("SVID after the start, all at once", "%s", spread(all, since))
+	m.add("after it connected, all at once", "%s", spread(all, sinceConnected))
+	var held []string
 	var late []time.Duration
+	before, cerr := m.server.cpu()
+	signed, jerr := m.node.signed()
+	if err := errors.Join(cerr, jerr); err != nil {
+		return err
+	}
 	for range rotations {
-		before, cerr := server.cpu()
-		signed, jerr := n.signed()
-		if err := errors.Join(err, cerr, jerr); err != nil {
-			return nil, err
-		}
-		some, err := c.rotated(ctx)
+		some, err := c.wait(ctx, 0)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		after, cerr := server.cpu()
-		again, jerr := n.signed()
-		if err := errors.Join(cerr, jerr); err != nil {
-			return nil, err
-		}
-		used, issued, pushed = used+after-before, issued+again-signed, pushed+len(some)
 		for _, a := range some {
 			late = append(late, a.at.Sub(a.issued))
 		}
-		steps = append(steps, memory())
+		held = append(held, m.memory())
 	}
-	add(fmt.Sprintf("MiB after each of %d rotations", rotations), "%s", strings.Join(steps, ", "))
-	add("SVIDs signed and pushed in these, for a processor second", "%d signed, %d pushed: %.0f", issued, pushed, float64(pushed)/used.Seconds())
-	add("a new SVID is with its workload after, at most (ms)", "%d", slices.Max(late).Milliseconds())
-	return rows, err
+	after, cerr := m.server.cpu()
+	again, jerr := m.node.signed()
+	m.add(fmt.Sprintf("MiB after each of %d rotations", rotations), "%s", strings.Join(held, ", "))
+	m.add("SVIDs signed, pushed in these; pushed for a processor second", "%d, %d; %.0f", again-signed, len(late), float64(len(late))/(after-before).Seconds())
+	m.add("a new SVID is with its workload after, at most (ms)", "%d", slices.Max(late).Milliseconds())
+	return errors.Join(cerr, jerr)
 }
 
 func since(a *arrival) time.Duration          { return a.sinceStart }
@@ -228,7 +247,7 @@ func (c *crowdOf) grow(ctx context.Context, most, rate int) ([]arrival, error) {
 		}
 		c.arrivals = make(chan arrival, workloads)
 	}
-	began, first := time.Now(), len(c.held)
+	began, first := time.Now(), c.held
 	go func() {
 		for i := first; i < most && ctx.Err() == nil; i++ {
 			if rate > 0 {
@@ -240,8 +259,8 @@ func (c *crowdOf) grow(ctx context.Context, most, rate int) ([]arrival, error) {
 			}
 		}
 	}()
-	c.held = slices.Grow(c.held, most-first)[:most]
-	return c.wait(ctx, most-first)
+	c.held = most
+	return c.wait(ctx, first)
 }
 
 // start starts a workload and reads what it says until it ends.
@@ -288,29 +307,29 @@ func (c *crowdOf) read(i int, started time.Time, line string) arrival {
 	return a
 }
 
-// wait waits until so many workloads have another SVID than before.
-func (c *crowdOf) wait(ctx context.Context, n int) ([]arrival, error) {
+// wait waits until each workload from this one on has another SVID than before,
+// and gives the first that each got.
+func (c *crowdOf) wait(ctx context.Context, from int) ([]arrival, error) {
 	var all []arrival
 	timeout := time.After(identityLimit)
-	for seen := map[int]bool{}; len(seen) < n; {
+	for seen := map[int]bool{}; len(all) < c.held-from; {
 		select {
 		case a := <-c.arrivals:
 			if a.failed != nil {
 				return nil, a.failed
 			}
-			seen[a.workload], c.held[a.workload] = true, a.serial
-			all = append(all, a)
+			if a.workload >= from && !seen[a.workload] {
+				seen[a.workload] = true
+				all = append(all, a)
+			}
 		case <-timeout:
-			return nil, fmt.Errorf("%d of %d workloads got an SVID within %v", len(seen), n, identityLimit)
+			return nil, fmt.Errorf("%d of %d workloads got an SVID within %v", len(all), c.held-from, identityLimit)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
 	}
 	return all, nil
 }
-
-// rotated waits until every workload has another SVID.
-func (c *crowdOf) rotated(ctx context.Context) ([]arrival, error) { return c.wait(ctx, len(c.held)) }
 
 // end ends the workloads.
 func (c *crowdOf) end() {

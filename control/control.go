@@ -61,6 +61,10 @@ type Options struct {
 	Authority func() authority.Status
 	// Federation says how the bundles of partners fare. It may be nil.
 	Federation func() []federation.Status
+	// Workloads is the address of the Workload API. It may be nil.
+	Workloads func() string
+	// Problems says why gates are not ready, by place. It may be nil.
+	Problems func() map[string][]string
 }
 
 // Control is a control plane. It is safe for concurrent use.

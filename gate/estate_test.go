@@ -82,6 +82,7 @@ type setup struct {
 	records   record.Options // of every gate
 	own       func(net.Conn) error
 	captured  func(net.Conn) (netip.AddrPort, error)
+	rootsOf   func(trustDomain string) *x509.CertPool
 	dialOwn   func(ctx context.Context, service, address string) (net.Conn, error)
 }
 
@@ -185,6 +186,7 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place) *gate.Gate {
 		Bounds:      e.setup.bounds,
 		Own:         e.setup.own,
 		Captured:    e.setup.captured,
+		RootsOf:     e.setup.rootsOf,
 		Portable:    portable,
 		EdgeCertificate: func(hosts []string) (*tls.Certificate, error) {
 			cert, pem, err := e.auth.EdgeCertificate(hosts)

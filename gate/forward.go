@@ -14,6 +14,7 @@ import (
 	"merlon/gate/http1"
 	"merlon/gate/http2"
 	"merlon/gate/upstream"
+	"merlon/identity/spiffe"
 	"merlon/internal/wire"
 )
 
@@ -296,8 +297,17 @@ func invalid(err error) failure { return failure{ReasonUpstreamBad, err, upstrea
 
 // unreachable names why there is no connection.
 func unreachable(err error) failure {
-	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
+	_, unproven := errors.AsType[*spiffe.UnprovenError](err)
+	invalid, _ := errors.AsType[x509.CertificateInvalidError](err)
+	switch {
+	case errors.Is(err, errNoSVID):
+		return failure{reason: ReasonSVIDExpired, cause: err}
+	case errors.Is(err, errNoBundle):
+		return failure{reason: ReasonNoBundle, cause: err}
+	case unproven && invalid.Cert != nil && invalid.Reason == x509.Expired:
 		return failure{reason: ReasonUpstreamExpired, cause: err}
+	case unproven:
+		return failure{reason: ReasonUpstreamUnproven, cause: err}
 	}
 	if e, ok := errors.AsType[*upstream.Error](err); ok {
 		return failure{reason: e.Reason, cause: err}

@@ -53,6 +53,51 @@ func settles(t testing.TB, what string, ok func(held) bool) {
 	t.Errorf("%s: %+v", what, h)
 }
 
+// said is a line of a workload.
+type said struct {
+	workload int
+	line     string
+}
+
+// startCrowd starts them all, each as another user, and gives what they say. They
+// leave when leave is called.
+func startCrowd(t *testing.T, program, socket string, first uint32) (all chan said, leave func()) {
+	t.Helper()
+	stdin, keep, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all = make(chan said, crowd)
+	var running sync.WaitGroup
+	for i := range crowd {
+		cmd := exec.Command(program, socket)
+		cmd.Stdin = stdin // ends when the test lets go of it
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: first + uint32(i), Gid: first}}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		running.Go(func() {
+			for lines := bufio.NewScanner(out); lines.Scan(); {
+				all <- said{i, lines.Text()}
+			}
+			cmd.Wait()
+		})
+	}
+	stdin.Close()
+	leave = sync.OnceFunc(func() {
+		keep.Close()
+		go func() { running.Wait(); close(all) }()
+		for range all { // who was about to speak may
+		}
+	})
+	t.Cleanup(leave)
+	return all, leave
+}
+
 // Many workloads that start at once get each its own identity and no other's,
 // through rotations that hold no more each time; and when they have left, nothing
 // of them is left. It is not run beside others: what it counts is the process's.
@@ -76,42 +121,7 @@ func TestManyWorkloads(t *testing.T) {
 	}
 	before := holding(t)
 
-	stdin, keep, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	type said struct {
-		workload int
-		line     string
-	}
-	all := make(chan said, crowd)
-	var running sync.WaitGroup
-	for i := range crowd {
-		cmd := exec.Command(program, e.path)
-		cmd.Stdin = stdin // ends when the test lets go of it
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: first + uint32(i), Gid: first}}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		running.Go(func() {
-			for lines := bufio.NewScanner(out); lines.Scan(); {
-				all <- said{i, lines.Text()}
-			}
-			cmd.Wait()
-		})
-	}
-	stdin.Close()
-	leave := sync.OnceFunc(func() {
-		keep.Close()
-		go func() { running.Wait(); close(all) }()
-		for range all { // who was about to speak may
-		}
-	})
-	defer leave()
+	all, leave := startCrowd(t, program, e.path, first)
 	// The program itself holds the certificate to the name, and the key to the
 	// certificate.
 	serials := map[string]string{}

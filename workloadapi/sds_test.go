@@ -453,7 +453,7 @@ func TestDeltaSecrets(t *testing.T) {
 		t.Error("another SVID has the same version")
 	}
 	e.apply(t, me(t, "web"))
-	had = expect(d, "default", "")
+	expect(d, "default", "")
 
 	again := begin() // a client that was connected before has some of it
 	again.ask([]string{"default", "ROOTCA"}, nil, map[string]string{"ROOTCA": "older"})

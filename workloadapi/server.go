@@ -39,10 +39,10 @@ const (
 	maxStreams      = 32   // at a time on one connection
 	maxMessage      = 64 << 10
 	maxHeader       = 8 << 10
-	maxTokens       = 100             // JWT-SVIDs at once for one workload, then tokenRate
-	tokenRate       = 20              // a second
-	idleTime        = 5 * time.Minute // of a connection without calls
-	handshakeTime   = 5 * time.Second
+	maxTokens       = 100              // JWT-SVIDs at once for one workload, then tokenRate
+	tokenRate       = 20               // a second
+	idleTime        = 5 * time.Minute  // of a connection without calls
+	handshakeTime   = 30 * time.Second // a node where a thousand start at once is slow
 )
 
 // Config of a Server.

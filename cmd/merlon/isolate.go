@@ -44,8 +44,7 @@ func checkIsolate(workloads string) error {
 // is served unless it has an address, where the users that they run as can reach
 // it, which the state directory is not.
 func (s *system) beginIsolation(workloads string) (string, error) {
-	sum := sha256.Sum256([]byte(s.state))
-	s.public = filepath.Join(publicDir, hex.EncodeToString(sum[:8]))
+	s.public = publicOf(s.state)
 	bin := filepath.Join(s.public, "bin")
 	for _, dir := range []string{publicDir, s.public, bin} {
 		if err := makePublic(dir); err != nil {
@@ -65,11 +64,16 @@ func (s *system) endIsolation() {
 	if err := os.RemoveAll(s.public); err != nil {
 		s.log.Warn("programs that were built are left behind", "err", err)
 	}
-	os.Remove(publicDir) // unless another system is there
 }
 
 // publicDir is where systems keep what is for every user.
 const publicDir = "/run/merlon"
+
+// publicOf is the directory of the system with this state.
+func publicOf(state string) string {
+	sum := sha256.Sum256([]byte(state))
+	return filepath.Join(publicDir, hex.EncodeToString(sum[:8]))
+}
 
 // makePublic makes a directory that everyone may enter and nobody else has made:
 // who could write there would choose what runs.

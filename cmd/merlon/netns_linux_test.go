@@ -52,6 +52,8 @@ func newIsolated(t *testing.T) *site {
 	t.Helper()
 	needNetns(t)
 	s := newSite(t)
+	public := publicOf(filepath.Join(s.dir, ".merlon"))
+	t.Cleanup(func() { os.RemoveAll(public) }) // what is killed leaves it
 	app := "[" + s.publicApp() + "]"
 	s.isolated("a", s.a, "anyone: all", strconv.Itoa(aUser), app, "PEER: b")
 	s.isolated("b", s.b, "a: [hello]", "", app)
@@ -151,10 +153,8 @@ func TestNetnsWalls(t *testing.T) {
 	}
 
 	// Through the gates, all is as the intent says.
-	pid := s.want("/call", 200, "b").pid
-	if pid = s.want("/hello", 200, "a").pid; pid == "" {
-		t.Fatal("no pid")
-	}
+	s.want("/call", 200, "b")
+	pid := s.want("/hello", 200, "a").pid
 	if out := s.must("id", "explain", pid); !strings.Contains(out, "is a, spiffe://test.example/a") {
 		t.Error(out)
 	}
@@ -314,8 +314,8 @@ func TestNetnsKilled(t *testing.T) {
 		u := s.up("--isolate")
 		s.want("/call", 200, "b")
 		ns := netnsOf(t, s.want("/hello", 200, "a").pid)
-		public := filepath.Dir(strings.TrimPrefix(u.WorkloadAPI, "unix://"))
-		if filepath.Dir(public) != publicDir {
+		public := publicOf(filepath.Join(s.dir, ".merlon"))
+		if u.WorkloadAPI != "unix://"+public+"/"+workloadsName {
 			t.Fatalf("the Workload API is at %s", u.WorkloadAPI)
 		}
 		u.end(sig)

@@ -83,6 +83,7 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 		Records: recordDir, Prepare: s.prepare, InForce: s.inForce, Committed: s.committed, Refused: s.refused,
 		Exec: s.admit, Explain: s.who.explain, Authority: func() authority.Status { return s.authority.Status(time.Now()) },
 		Federation: func() []federation.Status { return s.partners.Status() },
+		Workloads:  func() string { return s.endpoint }, Problems: s.problems,
 	})
 	if err != nil {
 		return nil, err
@@ -117,6 +118,22 @@ type authorityOptions struct {
 	upstream   authority.Upstream
 	lifetimes  lifetimes
 	federation federationOptions
+}
+
+// problems is control.Options.Problems. It waits for no change that is being
+// brought up, which may take minutes: gates that it starts are not ready yet.
+func (s *system) problems() map[string][]string {
+	if !s.mu.TryLock() {
+		return nil
+	}
+	defer s.mu.Unlock()
+	all := map[string][]string{}
+	for place, r := range s.gates {
+		for _, p := range r.gate.Problems(time.Now()) {
+			all[place.String()] = append(all[place.String()], p.Text)
+		}
+	}
+	return all
 }
 
 // inForce is control.Options.InForce.

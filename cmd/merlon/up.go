@@ -45,6 +45,7 @@ does: one that widens access needs --widen.`,
 	c.Flags().BoolVar(&o.widen, "widen", false, "accept that a changed intent allows more calls than the one before")
 	c.Flags().StringVar(&o.workloads.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket in the state directory, or below /run/merlon with --isolate")
 	c.Flags().StringVar(&o.workloads.docker, "docker", "/var/run/docker.sock", "`socket` of the Docker Engine, for services known by their container")
+	c.Flags().StringVar(&o.workloads.containerd, "containerd", "/run/containerd/containerd.sock", "`socket` of containerd, for services known by their container")
 	c.Flags().StringVar(&o.workloads.keyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
 	c.Flags().StringVar(&o.workloads.issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
 	c.Flags().StringVar(&o.workloads.audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")
@@ -153,13 +154,13 @@ func (u *ui) offerCommitted(ctx context.Context, dir, state string, err error) e
 // start brings the system into service: with the intent at hand, or with the
 // one that was last in force.
 func (s *system) start(ctx context.Context, loaded *intent.Loaded, o upOptions) (r *control.Result, err error) {
-	if s.api, err = s.control.Serve(); err != nil {
-		return nil, err
-	}
 	if err := s.serveWorkloads(o.workloads.address); err != nil {
 		return nil, err
 	}
 	if err := s.serveBundle(o.federation); err != nil {
+		return nil, err
+	}
+	if s.api, err = s.control.Serve(); err != nil { // it tells of all that is served
 		return nil, err
 	}
 	opt := control.ApplyOptions{Who: currentUser(), Message: "merlon up", Widen: o.widen}

@@ -25,7 +25,7 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 	if ep.c.cfg.TLS != nil {
 		var err error
 		if config, state, err = ep.c.cfg.TLS(ep.Endpoint); err != nil {
-			return nil, ep.noConn(ReasonNoSVID, err)
+			return nil, ep.noConn(ReasonUnready, err)
 		}
 	}
 	nc, sock, below, err := ep.connect(ctx, config)

@@ -115,7 +115,7 @@ func TestNoSVID(t *testing.T) {
 	c := open(t, Config{EjectAfter: 1, TLS: func(merlon.Endpoint) (*tls.Config, any, error) { return config, nil, err }}, s.endpoint)
 	for range 3 {
 		_, got := c.Get(context.Background(), false)
-		if wantReason(t, got, ReasonNoSVID); !errors.Is(got, missing) {
+		if wantReason(t, got, ReasonUnready); !errors.Is(got, missing) {
 			t.Errorf("cause %v", got)
 		}
 	}
@@ -124,6 +124,37 @@ func TestNoSVID(t *testing.T) {
 	}
 	err = nil
 	get(t, c, false).Release(true)
+}
+
+// TestNoSVIDInLine: calls that wait for a shared connection learn at once that
+// there will be none.
+func TestNoSVIDInLine(t *testing.T) {
+	t.Parallel()
+	s, _ := serveTLS(t)
+	const calls = 5
+	inLine := make(chan struct{})
+	m := &many{room: calls}
+	c := open(t, Config{Mux: m.make, ConnectTimeout: time.Hour, TLS: func(merlon.Endpoint) (*tls.Config, any, error) {
+		<-inLine
+		return nil, nil, errors.New("no SVID")
+	}}, s.endpoint)
+	got := make(chan error, calls)
+	for range calls {
+		go func() {
+			_, err := c.Get(context.Background(), false)
+			got <- err
+		}()
+	}
+	until(t, "the others wait", func() bool { return status(t, c, s.endpoint).Waiting == calls-1 })
+	close(inLine)
+	for range calls {
+		select {
+		case err := <-got:
+			wantReason(t, err, ReasonUnready)
+		case <-time.After(20 * time.Second):
+			t.Fatal("a call waits for what will not come")
+		}
+	}
 }
 
 // ConnectTimeout covers the handshake.

@@ -57,7 +57,7 @@ type Config struct {
 	// each time so that certificates may rotate; nil means plain. An endpoint
 	// with an ID or a TLSName is refused without one. The second value becomes
 	// the connection's State. An error says that this side has nothing to prove
-	// itself by, which is no failure of the endpoint.
+	// itself by, or to verify the endpoint by, which is no failure of the endpoint.
 	TLS func(merlon.Endpoint) (config *tls.Config, state any, err error)
 
 	// Dial opens the TCP connection below; nil for the system's.
@@ -101,7 +101,7 @@ const (
 	ReasonNoEndpoint merlon.Reason = "upstream_no_endpoint" // no address is known
 	ReasonConnect    merlon.Reason = "upstream_connect"     // no endpoint could be connected to
 	ReasonOverloaded merlon.Reason = "upstream_overloaded"  // all connections stayed in use
-	ReasonNoSVID     merlon.Reason = "svid_expired"         // this side has no certificate to show
+	ReasonUnready    merlon.Reason = "upstream_unready"     // Config.TLS gave an error
 	ReasonCancelled  merlon.Reason = "upstream_cancelled"   // the caller's context ended first
 	ReasonClosed     merlon.Reason = "upstream_closed"      // the cluster is closed
 )

@@ -88,16 +88,29 @@ func ClientConfig(src Source, wantID string) *tls.Config {
 		SessionTicketsDisabled: true, // and ClientSessionCache stays nil
 	}
 	c.VerifyConnection = func(s tls.ConnectionState) error {
-		return verify(s, c, x509.ExtKeyUsageServerAuth, func(id spiffeid.ID) (*x509.CertPool, error) {
+		err := verify(s, c, x509.ExtKeyUsageServerAuth, func(id spiffeid.ID) (*x509.CertPool, error) {
 			// Byte for byte: no pattern, no case folding (Istio GO-2026-5289).
 			if id.String() != wantID {
 				return nil, fmt.Errorf("peer is %q, want %q", id, wantID)
 			}
 			return src.Roots(), nil
 		})
+		if err != nil {
+			return &UnprovenError{err}
+		}
+		return nil
 	}
 	return c
 }
+
+// UnprovenError says why the other end of a connection did not prove to be who
+// was meant to be there.
+type UnprovenError struct{ err error }
+
+func (e *UnprovenError) Error() string { return e.err.Error() }
+
+// Unwrap is the cause.
+func (e *UnprovenError) Unwrap() error { return e.err }
 
 // PeerID is the SPIFFE ID that the peer of a connection proved. The state must
 // come from a finished handshake under ServerConfig or ClientConfig: PeerID

@@ -87,10 +87,10 @@ type start struct {
 func New() *Supervisor { return supervisor(false) }
 
 // NewConfined returns a Supervisor whose programs, as root too, have only the
-// capabilities that programs commonly need, and gain none by any file that they
-// run: they cannot enter other namespaces, change the network, load code into the
-// kernel, or trace a process that has more. Where the system has no such bounds
-// no program starts.
+// capabilities that programs commonly need, gain none by any file that they run,
+// and make no sockets but those of Unix, IP and netlink: they cannot enter other
+// namespaces, change the network, load code into the kernel, or trace a process
+// that has more. Where the system has no such bounds no program starts.
 func NewConfined() *Supervisor { return supervisor(true) }
 
 func supervisor(confined bool) *Supervisor {

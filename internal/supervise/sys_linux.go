@@ -24,7 +24,7 @@ func common() []uintptr {
 }
 
 // confine bounds what the programs that the calling thread starts can ever be
-// capable of. The thread itself keeps what it has: bounds count when a program is
+// capable of, and the sockets they can make. The thread itself keeps what it has: bounds count when a program is
 // executed.
 func confine() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
@@ -45,7 +45,7 @@ func confine() error {
 		// All that the kernel knows, also those that are newer than this program.
 		bound, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0)
 		if errors.Is(err, unix.EINVAL) && c > unix.CAP_SETFCAP {
-			return nil
+			return restrict()
 		}
 		if err == nil && bound == 1 && !slices.Contains(keep, c) {
 			err = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
