@@ -122,7 +122,7 @@ func (l *lane) linger() {
 		dropped += n
 		l.in.pending, l.in.used = l.in.pending[:0], 0
 		l.on.core.Consumed(l.id, n)
-		l.on.push()
+		l.on.flush()
 	}
 }
 
