@@ -55,8 +55,8 @@ type prompt interface {
 // goes on with what is its own.
 const maxRounds = 8
 
-// begin takes the connection, whose system calls the scheduler need not hear of.
-func (k *link) begin(g *Gate, nc net.Conn, below *wire.Conn) {
+// attach takes the connection, whose system calls the scheduler need not hear of.
+func (k *link) attach(g *Gate, nc net.Conn, below *wire.Conn) {
 	if k.net = nc; below == nil {
 		k.net = g.hush(nc)
 		k.prompt, _ = k.net.(prompt)

@@ -82,7 +82,7 @@ func (c *conn) beginsHTTP2(err error) bool {
 func (c *conn) serveHTTP2() {
 	m := muxes.Get().(*mux)
 	m.c, m.err, m.mute, m.left = c, nil, false, 0
-	m.link.begin(c.g, c.net, c.live.wire)
+	m.attach(c.g, c.net, c.live.wire)
 	m.waits = m.prompt == nil
 	m.reads, m.writes = readSide{c.net}, writeSide{c.net}
 	m.core.Init(http2.Config{

@@ -78,7 +78,7 @@ func (g *Gate) newUpMux(first *upstream.Conn, changed func()) (upstream.Mux, err
 		m.renew = s.renew
 	}
 	m.written.L, m.side = &m.mu, m
-	m.link.begin(g, first.Conn, first.Wire)
+	m.attach(g, first.Conn, first.Wire)
 	m.core.Init(http2.Config{
 		Client:     true,
 		Streams:    streamsPerConn,
