@@ -56,6 +56,7 @@ type conn struct {
 	lent      *upstream.Conn                   // the connection that this call has borrowed
 	upReads   readSide                         // of that
 	holding   atomic.Pointer[upstream.Cluster] // counts the body, which is on its way
+	slot      int                              // among the open connections; guarded by their lock
 	following bool                             // the client's losing interest ends its use
 	moved     atomic.Int64                     // when a piece of a call that lasts came last, either way
 	// lane says that this is a stream of HTTP/2, not a connection.

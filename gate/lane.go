@@ -123,7 +123,7 @@ func (l *lane) linger() {
 		dropped += n
 		l.in.pending, l.in.used = l.in.pending[:0], 0
 		l.on.core.Consumed(l.id, n)
-		l.on.push()
+		l.on.flush()
 	}
 }
 
@@ -243,7 +243,7 @@ func (l *lane) Close() error {
 	delete(m.lanes, l.id)
 	l.done()
 	if !m.soon {
-		m.flushLocked()
+		m.flush()
 	}
 	m.boundIdle(m.c.g.cfg.Bounds.Idle)
 	return nil
