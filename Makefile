@@ -31,8 +31,9 @@ lint: ## gofmt, vet, staticcheck
 bench: ## measure beside other proxies, and write docs/benchmarks.md
 	go run ./bench -write
 
-soak: ## upgrade gates and change their orders under load, for five minutes
+soak: ## upgrade gates under load for five minutes, and rotate certificates for ten
 	go test -count=1 -timeout 15m -v -run TestSoak ./cmd/merlon-gate -soak 5m
+	go test -count=1 -timeout 25m -v -run TestDrill ./cmd/merlon-gate -drill 10m
 
 shop: ## run the example
 	go run ./cmd/merlon up examples/shop

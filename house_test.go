@@ -246,6 +246,23 @@ func TestHousePurity(t *testing.T) {
 	}
 }
 
+// TestHouseTLS keeps the verification of peers to crypto/tls, but for the one
+// package that verifies SVIDs: its tests are about that alone.
+func TestHouseTLS(t *testing.T) {
+	set := token.NewFileSet()
+	for _, s := range readSources(t, set) {
+		if strings.HasSuffix(s.name, "_test.go") || s.dir == "identity/spiffe" || strings.HasPrefix(s.dir, "bench") {
+			continue
+		}
+		ast.Inspect(s.file, func(n ast.Node) bool {
+			if id, ok := n.(*ast.Ident); ok && slices.Contains([]string{"InsecureSkipVerify", "RequireAnyClientCert", "RequestClientCert"}, id.Name) {
+				t.Errorf("%v: %s: peers are verified by crypto/tls, or in identity/spiffe", set.Position(n.Pos()), id.Name)
+			}
+			return true
+		})
+	}
+}
+
 // TestHouseKeepOut checks what programs link against house.txt.
 func TestHouseKeepOut(t *testing.T) {
 	t.Parallel()

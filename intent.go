@@ -136,7 +136,8 @@ type LoginRule struct {
 type Service struct {
 	Name       string        `json:"name"`
 	Pos        Pos           `json:"pos"`
-	External   bool          `json:"external,omitzero"`  // not ours: reached over public TLS, cannot call
+	External   bool          `json:"external,omitzero"`  // not ours, cannot call; reached over public TLS, or see Foreign
+	Foreign    string        `json:"foreign,omitzero"`   // external: the workload of another trust domain that it proves to be, as ForeignDomain knows it
 	Addresses  []string      `json:"addresses,omitzero"` // host:port or dns:host:port
 	Hosts      []string      `json:"hosts,omitzero"`     // of the gateway, or of the external service
 	Zone       string        `json:"zone,omitzero"`
@@ -198,9 +199,14 @@ type WorkloadRule struct {
 	Executable   string            `json:"executable,omitzero"`   // the file that the process runs, by its absolute path on this host
 	SHA256       string            `json:"sha256,omitzero"`       // of that file, hexadecimal
 	SystemdUnit  string            `json:"systemdUnit,omitzero"`  // such as web.service
-	DockerImage  string            `json:"dockerImage,omitzero"`  // digest, such as sha256:...
+	DockerImage  string            `json:"dockerImage,omitzero"`  // digest, such as sha256:..., or NAME@sha256:...
 	DockerLabels map[string]string `json:"dockerLabels,omitzero"` // of the container
-	Kubernetes   string            `json:"kubernetes,omitzero"`   // NAMESPACE/SERVICEACCOUNT
+
+	ContainerdNamespace string            `json:"containerdNamespace,omitzero"` // "" if nothing is asked of containerd
+	ContainerdImage     string            `json:"containerdImage,omitzero"`
+	ContainerdLabels    map[string]string `json:"containerdLabels,omitzero"`
+
+	Kubernetes string `json:"kubernetes,omitzero"` // NAMESPACE/SERVICEACCOUNT
 }
 
 // Selectors lists what the rule asks, such as `unix user "web"`, in the order
@@ -223,6 +229,11 @@ func (w *WorkloadRule) Selectors() []string {
 	add("docker image", w.DockerImage)
 	for _, name := range slices.Sorted(maps.Keys(w.DockerLabels)) {
 		add("docker label", name+"="+w.DockerLabels[name])
+	}
+	add("containerd namespace", w.ContainerdNamespace)
+	add("containerd image", w.ContainerdImage)
+	for _, name := range slices.Sorted(maps.Keys(w.ContainerdLabels)) {
+		add("containerd label", name+"="+w.ContainerdLabels[name])
 	}
 	add("kubernetes service account", w.Kubernetes)
 	return all
@@ -314,7 +325,7 @@ const (
 	PerCaller                 // the proved caller: service, or login and subject
 )
 
-// Partner is another trust domain whose workloads may be callers. As a caller a
+// Partner is another trust domain, whose workloads may call and be called. A
 // workload is named by trust domain and path, such as partner.example/billing for
 // spiffe://partner.example/billing.
 type Partner struct {

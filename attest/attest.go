@@ -31,6 +31,8 @@ type Options struct {
 	Started func(service string, p *sockowner.Process) (bool, error)
 	// Docker is the path of the Docker Engine's API socket.
 	Docker string
+	// Containerd is the path of containerd's API socket.
+	Containerd string
 	// Cluster verifies the tokens of Kubernetes pods; nil where there is none.
 	Cluster *Cluster
 	Now     func() time.Time // nil is time.Now
@@ -39,7 +41,12 @@ type Options struct {
 // Attestor recognises the workloads of one intent. It is safe for concurrent
 // use and never changes.
 type Attestor struct {
-	services []service
+	services   []service
+	docker     *dockerEngine // nil where there is none
+	containerd *containerd   // nil where there is none
+	cluster    *Cluster      // nil where there is none
+	now        func() time.Time
+	hashes     hashes
 }
 
 // service is one service and all that is asked of its processes.
@@ -49,12 +56,10 @@ type service struct {
 	checks []check
 }
 
-// check is one selector.
+// check is one selector, and how the intent puts it.
 type check struct {
 	selector string
-	// holds reports whether the selector holds, and what was seen instead. An
-	// error says that it could not be checked, which is as good as no.
-	holds func(context.Context, *sockowner.Process) (saw string, ok bool, err error)
+	holds    selector
 }
 
 // Errors of Identify.
@@ -69,11 +74,17 @@ func New(in *merlon.Intent, opt Options) (*Attestor, error) {
 	if opt.Now == nil {
 		opt.Now = time.Now
 	}
-	a := &Attestor{}
+	a := &Attestor{cluster: opt.Cluster, now: opt.Now, hashes: hashes{now: opt.Now}}
+	if opt.Docker != "" {
+		a.docker = &dockerEngine{socket: opt.Docker}
+	}
+	if opt.Containerd != "" {
+		a.containerd = newContainerd(opt.Containerd)
+	}
 	var errs []error
 	for i := range in.Services {
 		svc := &in.Services[i]
-		s, err := newService(svc, opt)
+		s, err := a.newService(svc, opt.Started)
 		if err != nil {
 			errs = append(errs, err)
 			s.checks = nil // nobody is recognised by less than all
@@ -83,16 +94,16 @@ func New(in *merlon.Intent, opt Options) (*Attestor, error) {
 	return a, errors.Join(errs...)
 }
 
-func newService(svc *merlon.Service, opt Options) (service, error) {
+func (a *Attestor) newService(svc *merlon.Service, started func(string, *sockowner.Process) (bool, error)) (service, error) {
 	s := service{name: svc.Name, pos: svc.Pos}
 	if svc.External {
 		return s, nil
 	}
-	if svc.Run != nil && opt.Started != nil {
+	if svc.Run != nil && started != nil {
 		s.pos = svc.Run.Pos
-		s.checks = append(s.checks, check{"started by merlon", func(_ context.Context, p *sockowner.Process) (string, bool, error) {
-			ok, err := opt.Started(svc.Name, p)
-			return "it was not started by the service's run:", ok, err
+		s.checks = append(s.checks, check{"started by merlon", func(p *subject) (bool, func() string, error) {
+			ok, err := started(svc.Name, p.Process)
+			return ok, said("it was not started by the service's run:"), err
 		}})
 	}
 	w := svc.Workload
@@ -100,7 +111,7 @@ func newService(svc *merlon.Service, opt Options) (service, error) {
 		return s, nil
 	}
 	s.pos = w.Pos
-	checks, err := ruleChecks(w, opt)
+	checks, err := a.ruleChecks(w)
 	if err != nil {
 		return s, fmt.Errorf("%v: the workload of %s cannot be recognised: %w", w.Pos, svc.Name, err)
 	}
@@ -139,17 +150,18 @@ func (c CheckResult) String() string {
 func (a *Attestor) Explain(ctx context.Context, p *sockowner.Process) []Finding {
 	ctx, cancel := context.WithTimeout(ctx, asking)
 	defer cancel()
+	who := a.subject(ctx, p)
 	all := make([]Finding, 0, len(a.services))
 	for i := range a.services {
 		s := &a.services[i]
 		f := Finding{Service: s.name, Pos: s.pos, Matches: len(s.checks) > 0}
 		for _, c := range s.checks {
-			saw, ok, err := c.holds(ctx, p)
+			ok, saw, err := c.holds(who)
 			r := CheckResult{Selector: c.selector, Holds: ok && err == nil}
 			if err != nil {
 				r.Err = err.Error()
 			} else if !ok {
-				r.Saw = saw
+				r.Saw = saw()
 			}
 			f.Matches = f.Matches && r.Holds
 			f.Checks = append(f.Checks, r)
@@ -167,6 +179,7 @@ const asking = 5 * time.Second
 func (a *Attestor) Identify(ctx context.Context, p *sockowner.Process) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, asking)
 	defer cancel()
+	who := a.subject(ctx, p)
 	var found []*service
 	var doubts []string
 	for i := range a.services {
@@ -174,7 +187,7 @@ func (a *Attestor) Identify(ctx context.Context, p *sockowner.Process) (string, 
 		if len(s.checks) == 0 {
 			continue
 		}
-		selector, err := s.first(ctx, p)
+		selector, err := s.first(who)
 		switch {
 		case err != nil:
 			doubts = append(doubts, fmt.Sprintf("%s (%v): %s could not be checked: %v", s.name, s.pos, selector, err))
@@ -200,9 +213,9 @@ func (a *Attestor) Identify(ctx context.Context, p *sockowner.Process) (string, 
 }
 
 // first is the first selector that does not hold, or "".
-func (s *service) first(ctx context.Context, p *sockowner.Process) (selector string, err error) {
+func (s *service) first(who *subject) (selector string, err error) {
 	for _, c := range s.checks {
-		if _, ok, err := c.holds(ctx, p); !ok || err != nil {
+		if ok, _, err := c.holds(who); !ok || err != nil {
 			return c.selector, err
 		}
 	}
@@ -214,18 +227,19 @@ func (s *service) first(ctx context.Context, p *sockowner.Process) (selector str
 func (a *Attestor) Check(ctx context.Context, name string, p *sockowner.Process) error {
 	ctx, cancel := context.WithTimeout(ctx, asking)
 	defer cancel()
+	who := a.subject(ctx, p)
 	for i := range a.services {
 		s := &a.services[i]
 		if s.name != name || len(s.checks) == 0 {
 			continue
 		}
 		for _, c := range s.checks {
-			saw, ok, err := c.holds(ctx, p)
+			ok, saw, err := c.holds(who)
 			switch {
 			case err != nil:
 				return fmt.Errorf("%v: %s could not be checked: %w", s.pos, c.selector, err)
 			case !ok:
-				return fmt.Errorf("%v: %s does not hold: %s", s.pos, c.selector, saw)
+				return fmt.Errorf("%v: %s does not hold: %s", s.pos, c.selector, saw())
 			}
 		}
 		if !p.Alive() {

@@ -398,6 +398,8 @@ func TestDocker(t *testing.T) {
 		{"no label", opt, label("none", ""), false, "has no such label"},
 		{"image", opt, merlon.WorkloadRule{DockerImage: "sha256:" + strings.Repeat("ab", 32)}, true, ""},
 		{"image as it was pulled", opt, merlon.WorkloadRule{DockerImage: "sha256:" + strings.Repeat("cd", 32)}, true, ""},
+		{"image by its name", opt, merlon.WorkloadRule{DockerImage: "registry.example/web@sha256:" + strings.Repeat("cd", 32)}, true, ""},
+		{"image of another name", opt, merlon.WorkloadRule{DockerImage: "registry.example/other@sha256:" + strings.Repeat("cd", 32)}, false, "is of image"},
 		{"another image", opt, merlon.WorkloadRule{DockerImage: "sha256:" + strings.Repeat("ef", 32)}, false, "is of image sha256:ab"},
 		{"engine away", Options{Docker: "/nowhere"}, label("app", "web"), false, "could not be asked"},
 		{"another engine", Options{Docker: docker(t, random(32))}, label("app", "web"), false, "404"},
@@ -405,6 +407,92 @@ func TestDocker(t *testing.T) {
 		if ok, why := holds(t, tt.opt, tt.rule, p); ok != tt.ok || !strings.Contains(why, tt.why) {
 			t.Errorf("%s: %v\n%s", tt.name, ok, why)
 		}
+	}
+}
+
+func TestImageNames(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ text, want string }{
+		{"nginx", "nginx"}, {"docker.io/library/nginx:1.27", "nginx"}, {"docker.io/shop/web", "shop/web"}, {"registry.example:5000/web", "registry.example:5000/web"},
+		{"registry.example:5000/web:1", "registry.example:5000/web"}, {"registry.example/web:1@sha256:ab", "registry.example/web"}, {"library/nginx", "library/nginx"},
+	} {
+		if got := repository(tt.text); got != tt.want {
+			t.Errorf("%q: %q, want %q", tt.text, got, tt.want)
+		}
+	}
+}
+
+// The hash of a file is remembered as long as nobody changes it, and for no
+// longer; and a file that was changed a moment ago is not remembered at all.
+func TestHashes(t *testing.T) {
+	t.Parallel()
+	path := program(t)
+	p := workload(t, nil, path)
+	now := time.Now()
+	h := hashes{now: func() time.Time { return now }}
+	first, err := h.executable(t.Context(), p)
+	if err != nil || len(h.of) != 0 {
+		t.Fatalf("%v, and %d files are remembered that were just made", err, len(h.of))
+	}
+	now = now.Add(time.Hour)
+	again, err := h.executable(t.Context(), p)
+	if err != nil || again != first {
+		t.Fatal(again, err)
+	}
+	if len(h.of) == 0 {
+		t.Log("this kernel or file system does not say what a file's content is known by: it is read each time")
+		return
+	}
+	for id := range h.of { // that it is remembered shows
+		h.of[id].sum = "remembered"
+	}
+	if got, _ := h.executable(t.Context(), p); got != "remembered" {
+		t.Errorf("the file is read again: %s", got)
+	}
+	// Another process of the same file, changed in between.
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err == nil {
+		f.Close()
+		t.Error("a file that runs can be written to")
+	}
+	other := workload(t, nil, func() string {
+		copied := path + "2" // replaced by rename, as programs are updated
+		if out, err := exec.Command("sh", "-c", "cp "+path+" "+copied+" && echo >>"+copied+" && mv "+copied+" "+path).CombinedOutput(); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+		return path
+	}())
+	if got, err := h.executable(t.Context(), other); err != nil || got == "remembered" || got == first {
+		t.Errorf("%s, %v", got, err)
+	}
+	// An end of the one who reads is no one else's.
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	h.of = nil
+	if _, err := h.executable(ended, p); err == nil || len(h.of) != 0 {
+		t.Error(err, len(h.of))
+	}
+	if got, err := h.executable(t.Context(), p); err != nil || got != first {
+		t.Error(got, err)
+	}
+}
+
+// An intent of many services asks the kernel no more than one of a single
+// service.
+func TestFactsAreAskedOnce(t *testing.T) {
+	p := workload(t, nil, program(t))
+	var services []merlon.Service
+	for i := range 100 {
+		services = append(services, svc(fmt.Sprint("s", i), merlon.WorkloadRule{UnixUser: fmt.Sprint(40000 + i), SHA256: strings.Repeat("0", 64)}))
+	}
+	cost := func(services []merlon.Service) float64 {
+		a := attestor(t, Options{}, services...)
+		return testing.AllocsPerRun(20, func() { a.Identify(t.Context(), p) })
+	}
+	// Reading /proc/PID/status costs allocations too: a hundred readings would
+	// be hundreds.
+	if one, all := cost(services[:1]), cost(services); all > one+150 {
+		t.Errorf("%v allocations for one service, %v for %d", one, all, len(services))
 	}
 }
 
@@ -419,8 +507,8 @@ func TestEngineHangs(t *testing.T) {
 	defer l.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	var c container
-	if err := (&engine{socket: filepath.Join(dir, "s")}).get(ctx, "/containers/x/json", &c); !errors.Is(err, context.DeadlineExceeded) {
+	var c dockerContainer
+	if err := (&dockerEngine{socket: filepath.Join(dir, "s")}).get(ctx, "/containers/x/json", &c); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
 }

@@ -1,26 +1,24 @@
 package attest
 
 import (
-	"context"
 	"fmt"
 	"strings"
-
-	"merlon/internal/sockowner"
 )
 
 // systemdUnit holds for a process of this unit of the system's manager.
-func systemdUnit(want string) func(context.Context, *sockowner.Process) (string, bool, error) {
-	return func(_ context.Context, p *sockowner.Process) (string, bool, error) {
-		path, err := p.Cgroup()
+func systemdUnit(want string) selector {
+	return func(s *subject) (bool, func() string, error) {
+		path, err := s.cgroup()
 		if err != nil {
-			return "", false, err
+			return false, nil, err
 		}
 		unit := unitOf(path)
-		saw := fmt.Sprintf("it is in the control group %q, which belongs to no unit", path)
-		if unit != "" {
-			saw = "it belongs to " + unit
-		}
-		return saw, unit == want, nil
+		return unit == want, func() string {
+			if unit == "" {
+				return fmt.Sprintf("it is in the control group %q, which belongs to no unit", path)
+			}
+			return "it belongs to " + unit
+		}, nil
 	}
 }
 
@@ -80,6 +78,24 @@ func containerOf(path string) string {
 	}
 	return ""
 }
+
+// containerIn is the container of one of containerd's namespaces that a control
+// group belongs to: as containerOf has it, or /NAMESPACE/ID, as containerd itself
+// names it, where IDs are what their makers like.
+func containerIn(path, namespace string) string {
+	if id := containerOf(path); id != "" {
+		return id
+	}
+	rest, ok := strings.CutPrefix(path, "/"+namespace+"/")
+	id, _, _ := strings.Cut(rest, "/")
+	if !ok || id == "." || id == ".." || len(id) > maxContainerID {
+		return ""
+	}
+	return id
+}
+
+// maxContainerID is the longest that containerd gives a container.
+const maxContainerID = 76
 
 // containerID is s if it is 64 hexadecimal digits, as every engine has it.
 func containerID(s string) string {

@@ -1,7 +1,6 @@
 package attest
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +9,6 @@ import (
 
 	"merlon"
 	"merlon/identity/jwt"
-	"merlon/internal/sockowner"
 )
 
 // tokenFile is where the kubelet puts a pod's token, in the pod's own files.
@@ -32,33 +30,43 @@ func NewCluster(issuer, audience string, keys []byte) (*Cluster, error) {
 	return &Cluster{v}, nil
 }
 
-// account holds for a process in a pod that runs as this service account.
+// serviceAccount holds for a process in a pod that runs as this account.
+func serviceAccount(want string) selector {
+	return func(s *subject) (bool, func() string, error) {
+		got, err := s.account()
+		if errors.Is(err, errNoPod) {
+			return false, err.Error, nil
+		}
+		return got == want, said("its pod runs as " + got), err
+	}
+}
+
+var errNoPod = errors.New("it is in no pod")
+
+// account is the service account of the pod that a process is in.
 //
 // The token is taken from the pod's files, where a program could have put
 // another one: it must be bound to the pod (a projected token is) whose
 // control group the kernel says the process is in.
-func (c *Cluster) account(want string, now func() time.Time) func(context.Context, *sockowner.Process) (string, bool, error) {
-	return func(_ context.Context, p *sockowner.Process) (string, bool, error) {
-		path, err := p.Cgroup()
-		if err != nil {
-			return "", false, err
-		}
-		uid := podOf(path)
-		if uid == "" {
-			return "it is in no pod", false, nil
-		}
-		f, err := p.OpenInRoot(tokenFile)
-		if err != nil {
-			return "", false, err
-		}
-		defer f.Close()
-		token, err := io.ReadAll(io.LimitReader(f, jwt.MaxToken+1))
-		if err != nil {
-			return "", false, err
-		}
-		got, err := c.read(strings.TrimSpace(string(token)), uid, now())
-		return "its pod runs as " + got, err == nil && got == want, err
+func (c *Cluster) account(s *subject, now time.Time) (string, error) {
+	path, err := s.cgroup()
+	if err != nil {
+		return "", err
 	}
+	uid := podOf(path)
+	if uid == "" {
+		return "", errNoPod
+	}
+	f, err := s.OpenInRoot(tokenFile)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	token, err := io.ReadAll(io.LimitReader(f, jwt.MaxToken+1))
+	if err != nil {
+		return "", err
+	}
+	return c.read(strings.TrimSpace(string(token)), uid, now)
 }
 
 // read is the service account of a token that is bound to the pod with this

@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -86,6 +87,73 @@ func FuzzControlGroups(f *testing.F) {
 					t.Errorf("%s%s is %q, %q", path, below, unitOf(path+below), containerOf(path+below))
 				}
 			}
+		}
+	})
+}
+
+// containerd names control groups by namespace and container, and takes any name
+// for either; what others name so lies elsewhere.
+func TestContainerdControlGroups(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ path, namespace, want string }{
+		{"/default/web", "default", "web"},
+		{"/default/web/below", "default", "web"},
+		{"/default/web", "k8s.io", ""},
+		{"/default", "default", ""},
+		{"/default/", "default", ""},
+		{"/default/../x", "default", ""},
+		{"/default//x", "default", ""},
+		{"default/web", "default", ""},
+		{"/x/default/web", "default", ""},
+		{"/default/" + strings.Repeat("x", 77), "default", ""},
+		{"/user.slice/user-1000.slice/user@1000.service/default/web", "default", ""},
+		{"/system.slice/nerdctl-" + id64 + ".scope", "default", id64},
+		{"/kubepods/pod" + uuid + "/" + id64, "k8s.io", id64},
+	} {
+		if got := containerIn(tt.path, tt.namespace); got != tt.want {
+			t.Errorf("%s in %s: %q, want %q", tt.path, tt.namespace, got, tt.want)
+		}
+	}
+}
+
+func TestOCI(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		text string
+		want ociDocument
+		why  string
+	}{
+		{`{"manifests":[{"digest":"sha256:a"},{"digest":"sha256:b"}]}`, ociDocument{manifests: []string{"sha256:a", "sha256:b"}}, ""},
+		{`{"config":{"digest":"sha256:c"},"layers":[{"digest":"sha256:l"}]}`, ociDocument{config: "sha256:c"}, ""},
+		{`{"config":{"Env":[]},"rootfs":{"type":"layers","diff_ids":["sha256:a"]}}`, ociDocument{chain: "sha256:a"}, ""},
+		// $ printf 'sha256:a sha256:b' | sha256sum
+		{`{"rootfs":{"diff_ids":["sha256:a","sha256:b"]}}`, ociDocument{chain: digestOf([]byte("sha256:a sha256:b"))}, ""},
+		{`{}`, ociDocument{}, "names no layers"},
+		{`{"layers":[{"digest":"sha256:l"}],"config":"x"}`, ociDocument{}, "cannot be read"},
+		{`{"rootfs":{"diff_ids":[` + strings.Repeat(`"a",`, maxLayers) + `"a"]}}`, ociDocument{}, "too many"},
+		{`{"manifests":[` + strings.Repeat(`{},`, maxManifests) + `{}]}`, ociDocument{}, "too many"},
+		{`nothing`, ociDocument{}, "cannot be read"},
+	} {
+		got, err := parseOCI([]byte(tt.text))
+		if tt.why == "" && err != nil || tt.why != "" && (err == nil || !strings.Contains(err.Error(), tt.why)) || !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%.80s: %+v, %v", tt.text, got, err)
+		}
+	}
+}
+
+func FuzzContainerd(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 0, 4, 0x12, 2, 'a', 'b'}, true)
+	f.Add([]byte{0, 0, 0, 0, 0}, false)
+	f.Add([]byte(`{"rootfs":{"diff_ids":["sha256:a","sha256:b"]}}`), false)
+	f.Fuzz(func(t *testing.T, b []byte, stream bool) {
+		if out, err := joinMessages(b, stream); err == nil && len(out) > len(b) {
+			t.Errorf("%d bytes of %d", len(out), len(b))
+		}
+		if m, err := parseMessage(b); err == nil && len(m.text(1)) > len(b) {
+			t.Error("a field is longer than its message")
+		}
+		if doc, err := parseOCI(b); err == nil && doc.chain == "" && doc.config == "" && len(doc.manifests) == 0 {
+			t.Error("a description of nothing is no error")
 		}
 	})
 }

@@ -8,7 +8,8 @@
 // intermediate needs no word to anyone, as each SVID brings the one that signed
 // it, but a new root or JWT key is in the bundle for a day before it signs, and
 // an old one stays until all that it signed has ended. Every kind has a
-// successor from half of its life on; see line and advance.
+// successor from half of its life on, and sooner if what it signs would come
+// short; see line and advance.
 //
 // The keys lie in the state directory, in files that only their owner can
 // read, each written once and whole. A file that is not as it should be is an
@@ -19,6 +20,7 @@
 package authority
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -46,8 +48,9 @@ import (
 const (
 	// Skew is how far clocks may be apart. Certificates are dated back by it,
 	// so that a peer whose clock is behind takes a new one; whose clock is ahead
-	// takes an old one, since SVIDs are renewed at half of their life. Whoever
-	// verifies a JWT-SVID allows for it.
+	// takes an old one, since SVIDs are renewed while two thirds of their life are
+	// left: if that is less than Skew, it is the bound. Whoever verifies a JWT-SVID
+	// allows for it.
 	Skew = spiffe.Skew
 
 	day             = 24 * time.Hour
@@ -63,6 +66,7 @@ const (
 
 // Options of an Authority. The zero value is good.
 type Options struct {
+	// Nothing outlives what signed it: 0 is less if that lives for less.
 	Lifetime     time.Duration // of an X.509-SVID; 0 is one hour, at most seven days
 	JWTLifetime  time.Duration // of a JWT-SVID; 0 is five minutes, at most a day
 	Intermediate time.Duration // 0 is ninety days
@@ -82,15 +86,17 @@ type Options struct {
 
 // fill sets what is not given, and refuses what cannot work.
 func (o *Options) fill() error {
+	root := cmp.Or(o.Root, rootLifetime)
+	between := cmp.Or(o.Intermediate, min(betweenLifetime, root))
 	for _, l := range []struct {
 		name           string
 		life           *time.Duration
 		usual, longest time.Duration
 	}{
-		{"an SVID", &o.Lifetime, svidLifetime, maxSVIDLifetime},
+		{"an SVID", &o.Lifetime, min(svidLifetime, between), maxSVIDLifetime},
 		{"a JWT-SVID", &o.JWTLifetime, jwtLifetime, maxJWTLifetime},
-		{"an intermediate", &o.Intermediate, betweenLifetime, rootLifetime},
-		{"a root", &o.Root, rootLifetime, 3 * rootLifetime},
+		{"an intermediate", &o.Intermediate, between, rootLifetime},
+		{"a root", &o.Root, root, 3 * rootLifetime},
 		{"a JWT key", &o.JWTKey, jwtKeyLifetime, rootLifetime},
 	} {
 		if *l.life == 0 {
@@ -106,6 +112,12 @@ func (o *Options) fill() error {
 	}
 	if o.Notice < 0 || o.Notice > least/4 {
 		return fmt.Errorf("a notice of %v is more than a quarter of the life of a root or JWT key, %v", o.Notice, least)
+	}
+	if o.Intermediate > o.Root {
+		return fmt.Errorf("a lifetime of %v is longer than that of the root which signs an intermediate, %v", o.Intermediate, o.Root)
+	}
+	if o.Lifetime > o.Intermediate {
+		return fmt.Errorf("a lifetime of %v is longer than that of the intermediate which signs an SVID, %v", o.Lifetime, o.Intermediate)
 	}
 	if o.Now == nil {
 		o.Now = time.Now

@@ -504,6 +504,50 @@ func TestJournal(t *testing.T) {
 	}
 }
 
+// Who comes while the disk is busy is written down by one write with others, and
+// hears what became of it.
+func TestJournalTogether(t *testing.T) {
+	t.Parallel()
+	a, key := open(t, t.TempDir()+"/state", Options{}), newKey(t)
+	const many = 50
+	together := func() (failed int) {
+		done := make(chan error)
+		a.journal.disk.Lock()
+		for range many {
+			go func() {
+				_, _, err := a.Issue(orders, key.Public(), time.Now())
+				done <- err
+			}()
+		}
+		lines := func() int {
+			a.journal.mu.Lock()
+			defer a.journal.mu.Unlock()
+			if a.journal.next == nil {
+				return 0
+			}
+			return bytes.Count(a.journal.next.lines, []byte("\n"))
+		}
+		for lines() < many {
+			time.Sleep(time.Millisecond)
+		}
+		a.journal.disk.Unlock()
+		for range many {
+			if <-done != nil {
+				failed++
+			}
+		}
+		return failed
+	}
+	before := len(a.entries(t))
+	if failed, n := together(), len(a.entries(t))-before; failed > 0 || n != many {
+		t.Errorf("%d failed, %d lines", failed, n)
+	}
+	a.journal.file.Close() // the disk fails
+	if failed := together(); failed != many {
+		t.Errorf("%d of %d were signed without a line", many-failed, many)
+	}
+}
+
 // A line torn by a crash stays alone, and the journal stays bounded.
 func TestJournalTornAndBounded(t *testing.T) {
 	t.Parallel()

@@ -30,6 +30,8 @@ type fakeUpstream struct {
 	now                    func() time.Time
 	err                    error
 	noRoot, otherKey, noCA bool
+	usage                  []x509.ExtKeyUsage
+	twice                  int // the root in the chain, too
 }
 
 func (u *fakeUpstream) Sign(_ context.Context, csr []byte, lifetime time.Duration) (chain, anchors [][]byte, err error) {
@@ -45,7 +47,7 @@ func (u *fakeUpstream) Sign(_ context.Context, csr []byte, lifetime time.Duratio
 	}
 	t := &x509.Certificate{
 		Subject: req.Subject, URIs: req.URIs, NotBefore: u.now().Add(-Skew), NotAfter: u.now().Add(lifetime),
-		BasicConstraintsValid: true, IsCA: !u.noCA, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign,
+		BasicConstraintsValid: true, IsCA: !u.noCA, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign, ExtKeyUsage: u.usage,
 	}
 	public := req.PublicKey
 	if u.otherKey {
@@ -59,5 +61,9 @@ func (u *fakeUpstream) Sign(_ context.Context, csr []byte, lifetime time.Duratio
 	if u.noRoot {
 		return [][]byte{der}, nil, err
 	}
-	return [][]byte{der}, [][]byte{u.ca.cert.Raw}, err
+	chain = [][]byte{der}
+	for range u.twice {
+		chain = append(chain, u.ca.cert.Raw)
+	}
+	return chain, [][]byte{u.ca.cert.Raw}, err
 }

@@ -121,34 +121,56 @@ func (s *state) upstream() bool {
 	return len(l) > 0 && l[len(l)-1].key == nil
 }
 
+// ripe is when the pair needs a successor: at half of its life, or as long
+// before as it takes for an SVID to get three quarters of its lifetime at least,
+// whoever signs it. A root's successor cannot sign at once. What lives hardly longer
+// than that has one after an eighth of its life, lest it has one all the time.
+func (o *Options) ripe(k kind, p *pair) time.Time {
+	need := o.Lifetime * 3 / 4
+	switch k {
+	case roots:
+		need += o.Notice
+	case jwtKeys:
+		need = 0
+	}
+	sooner := p.cert.NotAfter.Add(-need)
+	if least := p.at(0.125); sooner.Before(least) {
+		sooner = least
+	}
+	if half := p.at(0.5); half.Before(sooner) {
+		return half
+	}
+	return sooner
+}
+
 // due reports whether a line needs a successor.
-func (s *state) due(k kind, now time.Time) bool {
+func (s *state) due(o *Options, k kind, now time.Time) bool {
 	p := s.lines[k].youngest(now)
 	if p == nil {
 		return true
 	}
-	half := !now.Before(p.at(0.5))
+	ripe := !now.Before(o.ripe(k, p))
 	if k != intermediates {
-		return half
+		return ripe
 	}
 	root := s.lines[roots].signer(now, leastLifetime)
 	switch {
 	case root == nil || root.key == nil: // the upstream authority decides
-		return half
+		return ripe
 	case !root.signed(p): // its root is on the way out
 		return true
 	}
 	// What ends with its root cannot be prolonged: the next root is at hand.
-	return half && p.cert.NotAfter.Before(root.cert.NotAfter)
+	return ripe && p.cert.NotAfter.Before(root.cert.NotAfter)
 }
 
 // moments are the instants after now at which due, or the bundle, may change.
-func (s *state) moments(now time.Time) time.Time {
+func (s *state) moments(o *Options, now time.Time) time.Time {
 	next := now.Add(day)
-	for _, l := range s.lines {
+	for k, l := range s.lines {
 		for i := range l {
 			p := &l[i]
-			for _, t := range [...]time.Time{p.usable, p.at(0.5), p.at(0.75), p.at(0.9), p.cert.NotAfter, p.cert.NotAfter.Add(Skew)} {
+			for _, t := range [...]time.Time{p.usable, o.ripe(kind(k), p), p.at(0.5), p.at(0.75), p.at(0.9), p.cert.NotAfter, p.cert.NotAfter.Add(Skew)} {
 				if t.After(now) && t.Before(next) {
 					next = t
 				}

@@ -60,7 +60,7 @@ func (a *Authority) keep(now time.Time) {
 func (a *Authority) advance(now time.Time) {
 	s := *a.state.Load()
 	for k := range kinds {
-		if now.Before(a.again[k]) || !s.due(k, now) {
+		if now.Before(a.again[k]) || !s.due(&a.opt, k, now) {
 			continue
 		}
 		err := a.succeed(&s, k, now)
@@ -97,7 +97,7 @@ func (a *Authority) publish(s *state, now time.Time) {
 	} else if old == nil || !t.equal(old) {
 		s.trust = t
 	}
-	s.next = s.moments(now)
+	s.next = s.moments(&a.opt, now)
 	for _, t := range a.again {
 		if t.After(now) && t.Before(s.next) {
 			s.next = t
@@ -294,8 +294,13 @@ type Status struct {
 
 // Status says how the authority's own keys fare. What has ended is left out.
 func (a *Authority) Status(now time.Time) Status {
-	s := a.state.Load()
-	out := Status{Alarms: map[string]string{}, Err: *a.failure.Load()}
+	out := a.state.Load().status(now)
+	out.Err = *a.failure.Load()
+	return out
+}
+
+func (s *state) status(now time.Time) Status {
+	out := Status{Alarms: map[string]string{}}
 	for k := range kinds {
 		signer := s.lines[k].signer(now, leastLifetime)
 		for i := range s.lines[k] {

@@ -82,7 +82,7 @@ func (o *observer) check(t *testing.T, a *Authority, now time.Time) {
 			t.Fatalf("at %v: an SVID of %v until %v: %v", at, now, until, err)
 		}
 	}
-	if left := until.Sub(now); left < 4*time.Second {
+	if left := until.Sub(now); left < a.opt.Lifetime*3/4-time.Second {
 		t.Errorf("an SVID for %v", left)
 	}
 	token, _, err := a.IssueJWT(orders, []string{"x"}, now)
@@ -97,7 +97,8 @@ func (o *observer) check(t *testing.T, a *Authority, now time.Time) {
 
 // Ten minutes with lives of 20 s at all levels: verifiers that hear of a new
 // bundle as late as the notice allows accept everything at every moment, and
-// so they do until its last moment.
+// so they do until its last moment. Whoever holds an SVID would outlast half a
+// lifetime without the authority, from any moment on.
 func TestRotationAtAllLevels(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir() + "/state"
@@ -110,8 +111,12 @@ func TestRotationAtAllLevels(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); a.Run(ctx) }()
 		o := &observer{delay: opt.Notice - 100*time.Millisecond}
+		web := newSource(t, ctx, a, "web")
 		for range 1500 {
 			o.check(t, a, time.Now())
+			if svid := web.SVID(); svid == nil || time.Until(svid.Leaf.NotAfter) < opt.Lifetime*6/10 {
+				t.Fatalf("at %v an SVID is held that is %v", time.Now(), svid)
+			}
 			time.Sleep(400 * time.Millisecond)
 			synctest.Wait()
 		}
@@ -121,7 +126,8 @@ func TestRotationAtAllLevels(t *testing.T) {
 		if log.has(slog.LevelWarn, "") || log.has(slog.LevelError, "") {
 			t.Errorf("alarms without need: %v", log.records[0].Message)
 		}
-		if n := len(files(t, dir)); n > 3*(keepFiles+2)+journalKeep+2 {
+		// What has ended stays for clocks that are behind.
+		if n := len(files(t, dir)); n > 2*int((opt.Root+Skew)/(2*time.Second))+keepFiles+journalKeep+2 {
 			t.Errorf("%d files", n)
 		}
 		s := a.Status(time.Now())
@@ -130,7 +136,26 @@ func TestRotationAtAllLevels(t *testing.T) {
 		}
 		cancel()
 		<-done
+		<-web.Done()
 	})
+}
+
+// Lifetimes are nested: nothing outlives what signed it.
+func TestLifetimes(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		opt  Options
+		want string
+	}{
+		{Options{Lifetime: time.Hour, Intermediate: 30 * time.Minute}, "longer than that of the intermediate"},
+		{Options{Intermediate: time.Hour, Root: 30 * time.Minute}, "longer than that of the root"},
+		{Options{Root: time.Millisecond, Intermediate: time.Millisecond}, "a lifetime of 1ms is not between 1s and"},
+		{Options{JWTKey: time.Hour, Notice: time.Hour}, "a notice of 1h0m0s"},
+	} {
+		if _, err := Open(t.TempDir()+"/state", td, tt.opt); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%+v: %v", tt.opt, err)
+		}
+	}
 }
 
 // The successor of a root or JWT key is published one notice before it signs,
@@ -555,6 +580,9 @@ func TestUpstreamGivesWrong(t *testing.T) {
 		"no root":                              {ca: open(t, t.TempDir()+"/a", Options{}).signing(roots), now: time.Now, noRoot: true},
 		"another key":                          {ca: open(t, t.TempDir()+"/b", Options{}).signing(roots), now: time.Now, otherKey: true},
 		"no CA":                                {ca: open(t, t.TempDir()+"/c", Options{}).signing(roots), now: time.Now, noCA: true},
+		"more certificates than gates read":    {ca: open(t, t.TempDir()+"/d", Options{}).signing(roots), now: time.Now, twice: 3},
+		"a CA for clients alone":               {ca: open(t, t.TempDir()+"/e", Options{}).signing(roots), now: time.Now, usage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}},
+		"a CA for servers alone":               {ca: open(t, t.TempDir()+"/f", Options{}).signing(roots), now: time.Now, usage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}},
 		"an error":                             {err: errors.New("away")},
 	} {
 		dir := t.TempDir() + "/state"

@@ -14,8 +14,7 @@ import (
 	"merlon/identity/spiffe"
 )
 
-// Source is the SVID of one workload, renewed at half its life with a new key
-// each time. It is a spiffe.Source. Connections are made with whatever it
+// Source is the SVID of one workload, renewed with a new key each time. It is a spiffe.Source. Connections are made with whatever it
 // gives at that moment, and none is dropped by a renewal.
 type Source struct {
 	authority *Authority
@@ -107,16 +106,28 @@ func (s *Source) renew() error {
 	return nil
 }
 
-// run renews at half of each SVID's life. After a failure it tries again and
+// due is when an SVID is renewed: while two thirds of the usual lifetime are
+// left, so that half a lifetime without the authority is outlasted at any
+// moment, with time to spare. One that its intermediate cut short is renewed
+// soon, but not at once: the next may be no longer.
+func (c *svid) due(usual time.Duration) time.Time {
+	at, least := c.notAfter.Add(-usual*2/3), c.issued.Add(min(c.notAfter.Sub(c.issued)/2, usual/12))
+	if at.Before(least) {
+		return least
+	}
+	return at
+}
+
+// run renews each SVID when it is due. After a failure it tries again and
 // again, with growing pauses that leave many attempts before the end.
 func (s *Source) run(ctx context.Context) {
 	defer close(s.done)
 	for failed := 0; ; {
 		c := s.current.Load()
 		life := c.notAfter.Sub(c.issued)
-		at := c.issued.Add(life / 2)
+		at := c.due(s.authority.opt.Lifetime)
 		if failed > 0 {
-			pause := min(life/128<<min(failed-1, 4), time.Minute) // at most an eighth of what life is left at half
+			pause := min(life/128<<min(failed-1, 4), time.Minute) // at most an eighth of its life
 			at = s.now().Add(pause/2 + mathrand.N(pause/2+1))
 		}
 		if !sleepUntil(ctx, s.now, at) {

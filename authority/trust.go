@@ -2,7 +2,6 @@ package authority
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/x509"
 	"encoding/pem"
 	"slices"
@@ -20,19 +19,19 @@ type Trust struct {
 	PEM   []byte         // the same
 	JWKS  []byte         // the keys of JWT-SVIDs (SPIFFE Trust Domain and Bundle 4.2)
 
-	keys  map[string]crypto.PublicKey
+	keys  map[string]*jose.JSONWebKey
 	stale chan struct{}
 }
 
 // Key is the key of JWT-SVIDs with this name, or nil.
-func (t *Trust) Key(kid string) crypto.PublicKey { return t.keys[kid] }
+func (t *Trust) Key(kid string) *jose.JSONWebKey { return t.keys[kid] }
 
 // Stale is closed when the authority has another bundle.
 func (t *Trust) Stale() <-chan struct{} { return t.stale }
 
 // bundle is what the authority publishes in this state.
 func (s *state) bundle(now time.Time) (*Trust, error) {
-	t := &Trust{Roots: x509.NewCertPool(), keys: map[string]crypto.PublicKey{}, stale: make(chan struct{})}
+	t := &Trust{Roots: x509.NewCertPool(), keys: map[string]*jose.JSONWebKey{}, stale: make(chan struct{})}
 	for i := range s.lines[roots] {
 		if p := &s.lines[roots][i]; p.published(now) {
 			t.Roots.AddCert(p.cert)
@@ -44,8 +43,8 @@ func (s *state) bundle(now time.Time) (*Trust, error) {
 	for i := range s.lines[jwtKeys] {
 		if p := &s.lines[jwtKeys][i]; p.published(now) {
 			kid := keyName(p.cert)
-			t.keys[kid] = p.cert.PublicKey
-			set.Keys = append(set.Keys, jose.JSONWebKey{Key: p.cert.PublicKey, KeyID: kid, Use: "jwt-svid"})
+			t.keys[kid] = &jose.JSONWebKey{Key: p.cert.PublicKey, KeyID: kid, Use: "jwt-svid"}
+			set.Keys = append(set.Keys, *t.keys[kid])
 		}
 	}
 	var err error

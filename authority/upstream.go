@@ -11,6 +11,10 @@ import (
 	"net/url"
 	"slices"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"merlon/identity/spiffe"
 )
 
 // Upstream signs the intermediates of an authority that has no root of its own.
@@ -173,16 +177,13 @@ func (a *Authority) checkChain(chain, anchors [][]byte, key crypto.Signer, now t
 	if cert.NotAfter.Sub(now) < leastLifetime {
 		return nil, nil, fmt.Errorf("the certificate ends at %v", cert.NotAfter)
 	}
-	opt := x509.VerifyOptions{Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
 	trusted, err := parseAll(anchors)
 	if err != nil {
 		return nil, nil, err
 	}
+	roots := x509.NewCertPool()
 	for _, c := range trusted {
-		opt.Roots.AddCert(c)
-	}
-	for _, c := range all {
-		opt.Intermediates.AddCert(c)
+		roots.AddCert(c)
 	}
 	trial, err := newKeyPair()
 	if err != nil {
@@ -200,11 +201,16 @@ func (a *Authority) checkChain(chain, anchors [][]byte, key crypto.Signer, now t
 	if err != nil {
 		return nil, nil, err
 	}
-	chains, err := leaf.Verify(opt)
-	if err != nil {
-		return nil, nil, fmt.Errorf("what it signs for spiffe://%s would be refused: %w", a.trustDomain, err)
+	// As gates will verify it, in both directions.
+	shown := append([]*x509.Certificate{leaf}, all...)
+	for _, usage := range svidUsage() {
+		chains, err := spiffe.Verify(shown, usage, now, func(spiffeid.ID) (*x509.CertPool, error) { return roots, nil })
+		if err != nil {
+			return nil, nil, fmt.Errorf("what it signs for spiffe://%s would be refused: %w", a.trustDomain, err)
+		}
+		root = chains[0][len(chains[0])-1]
 	}
-	return cert, chains[0][len(chains[0])-1], nil
+	return cert, root, nil
 }
 
 func parseAll(ders [][]byte) ([]*x509.Certificate, error) {

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,15 +69,14 @@ func TestConfigurations(t *testing.T) {
 func TestRatio(t *testing.T) {
 	t.Parallel()
 	s := &scenarios()[0]
-	tab := &tables{plan: &plan{options: options{rounds: 3}}}
+	tab := &tables{plan: &plan{}, results: results{}}
 	us := func(n int) *measurement {
 		return &measurement{result: result{requests: 10, elapsed: time.Second}, cpu: time.Duration(10*n) * time.Microsecond}
 	}
-	gate, nginx := &peer{name: ours}, &peer{name: base}
 	for round, pair := range [][2]int{{10, 20}, {90, 30}, {40, 50}} {
-		tab.add(s, gate, round, us(pair[0]))
+		tab.add(cell{s.name(), ours}, round, us(pair[0]))
 		if round != 1 {
-			tab.add(s, nginx, round, us(pair[1]))
+			tab.add(cell{s.name(), base}, round, us(pair[1]))
 		}
 	}
 	if r := tab.ratio(s, ours, base); r < 0.649 || r > 0.651 {
@@ -93,6 +93,49 @@ func TestRatio(t *testing.T) {
 		if most.kept(tt.x) != tt.most || least.kept(tt.x) != tt.least {
 			t.Errorf("%v: kept %v as a most, %v as a least", tt.x, most.kept(tt.x), least.kept(tt.x))
 		}
+	}
+}
+
+// TestKeep measures one scenario again and keeps the others.
+func TestKeep(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "benchmarks.md"), []byte(begin+end), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	one := func(s *scenario, us int) *tables {
+		tab := &tables{plan: &plan{scenarios: []scenario{*s}, options: options{write: true}}, results: results{}}
+		for _, proxy := range []string{ours, base} {
+			tab.add(cell{s.name(), proxy}, 0, &measurement{result: result{requests: 10, elapsed: time.Second, p99: time.Millisecond},
+				cpu: time.Duration(10*us) * time.Microsecond, memory: []int64{1 << 20, 2 << 20}})
+		}
+		return tab
+	}
+	first, second := &scenarios()[0], &scenarios()[1]
+	for _, tab := range []*tables{one(first, 7), one(second, 8), one(first, 9)} {
+		if err := tab.keep(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := readResults(filepath.Join(dir, "benchmarks.tsv"))
+	if err != nil || len(all) != 4 {
+		t.Fatal(all, err)
+	}
+	want := one(first, 9).results[cell{first.name(), ours}][0]
+	if got := all[cell{first.name(), ours}][0]; got.result != want.result || got.cpu != want.cpu || !slices.Equal(got.memory, want.memory) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	page, _ := os.ReadFile(filepath.Join(dir, "benchmarks.md"))
+	for _, line := range []string{"| 1 KiB, saturated | merlon gate | 9.0 [9.0-9.0] |", "| 1 KiB, 1,000/s | nginx | 8.0 [8.0-8.0] |"} {
+		if !strings.Contains(string(page), line) {
+			t.Errorf("the page lacks %q", line)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "benchmarks.tsv"), []byte("a\tb\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := one(first, 1).keep(dir); err == nil {
+		t.Error("a file that is no results was overwritten")
 	}
 }
 

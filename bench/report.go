@@ -10,27 +10,13 @@ import (
 	"strings"
 )
 
-// tables gathers measurements by scenario and proxy, in each a round at most
-// once.
+// tables is what was measured, and what of it is shown.
 type tables struct {
 	*plan
+	results
 	size, idle int64 // of the gate: its program, and resident
-	all        map[[2]string]map[int]*measurement
 	failures   []string
 	bad        error // of the gate or the proxy that it is compared with
-}
-
-func cell(s *scenario, proxy string) [2]string { return [2]string{s.name(), proxy} }
-
-func (t *tables) add(s *scenario, p *peer, round int, m *measurement) {
-	if t.all == nil {
-		t.all = map[[2]string]map[int]*measurement{}
-	}
-	k := cell(s, p.name)
-	if t.all[k] == nil {
-		t.all[k] = map[int]*measurement{}
-	}
-	t.all[k][round] = m
 }
 
 func (t *tables) fail(s *scenario, p *peer, err error) {
@@ -42,12 +28,10 @@ func (t *tables) fail(s *scenario, p *peer, err error) {
 
 func (t *tables) failed() error { return t.bad }
 
-// of gives a figure of every round of a cell.
+// of gives a figure of every round of a scenario and proxy.
 func (t *tables) of(s *scenario, proxy string, figure func(*measurement) float64) (out []float64) {
-	for round := range t.rounds {
-		if m := t.all[cell(s, proxy)][round]; m != nil {
-			out = append(out, figure(m))
-		}
+	for _, m := range t.results[cell{s.name(), proxy}] {
+		out = append(out, figure(m))
 	}
 	return out
 }
@@ -55,8 +39,8 @@ func (t *tables) of(s *scenario, proxy string, figure func(*measurement) float64
 // ratio is the median of the ratios to another within a round; 0 is unknown.
 func (t *tables) ratio(s *scenario, proxy, to string) float64 {
 	var ratios []float64
-	for round, m := range t.all[cell(s, proxy)] {
-		if b := t.all[cell(s, to)][round]; b != nil && m.requests > 0 && b.requests > 0 {
+	for round, m := range t.results[cell{s.name(), proxy}] {
+		if b := t.results[cell{s.name(), to}][round]; b != nil && m.requests > 0 && b.requests > 0 {
 			ratios = append(ratios, m.each()/b.each())
 		}
 	}
@@ -123,8 +107,13 @@ var bars = []bar{
 // markdown is all tables.
 func (t *tables) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d rounds of %v, %d processors, %s/%s, %s. merlon-gate has %.1f MB and holds %.1f MiB when it begins to serve.\n\n",
-		t.rounds, t.duration, runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), float64(t.size)/1e6, float64(t.idle)/(1<<20))
+	rounds, each := t.extent()
+	fmt.Fprintf(&b, "%d rounds of %v, %d processors, %s/%s, %s. merlon-gate has %.1f MB and holds %.1f MiB when it begins to serve.\n",
+		rounds, each, runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), float64(t.size)/1e6, mib(t.idle))
+	if t.write {
+		b.WriteString("Every single measurement is in [benchmarks.tsv](benchmarks.tsv).\n")
+	}
+	b.WriteByte('\n')
 	for _, why := range t.absent {
 		fmt.Fprintf(&b, "Not measured: %s.\n\n", why)
 	}
@@ -246,7 +235,7 @@ func (t *tables) writeIdle(b *strings.Builder) {
 			continue
 		}
 		for _, p := range t.peers {
-			m := t.all[cell(s, p.name)][0]
+			m := t.results[cell{s.name(), p.name}][0]
 			if m == nil {
 				continue
 			}

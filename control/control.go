@@ -53,14 +53,18 @@ type Options struct {
 	// so that what Prepare brought up can be taken down. It may be nil.
 	Refused func(*merlon.Intent)
 	// Exec lets a process and what it starts call as a service until release,
-	// through the proxy at address. It may be nil.
-	Exec func(ctx context.Context, service string, pid, uid int) (address string, release func(), err error)
+	// that way. It may be nil.
+	Exec func(ctx context.Context, service string, pid, uid int) (way Way, release func(), err error)
 	// Explain says which service a process is, and why. It may be nil.
 	Explain func(ctx context.Context, pid int) (*Explanation, error)
 	// Authority says how the keys of the authority fare. It may be nil.
 	Authority func() authority.Status
 	// Federation says how the bundles of partners fare. It may be nil.
 	Federation func() []federation.Status
+	// Workloads is the address of the Workload API. It may be nil.
+	Workloads func() string
+	// Problems says why gates are not ready, by place. It may be nil.
+	Problems func() map[string][]string
 }
 
 // Control is a control plane. It is safe for concurrent use.

@@ -13,8 +13,14 @@ import (
 // Lease is a permission for a process to call as a service. It lasts as long
 // as the connection that asked for it.
 type Lease struct {
-	Address string // the proxy for the process's calls
+	Way
 	release func()
+}
+
+// Way is how a process calls as a service.
+type Way struct {
+	Address   string `json:"address,omitzero"`   // of the proxy for its calls
+	Namespace string `json:"namespace,omitzero"` // file of the network namespace in which that is; "" for the host's
 }
 
 // Release gives the permission back.
@@ -23,7 +29,7 @@ func (l *Lease) Release() { l.release() }
 // lease is the body of a request to exec, and of its answer.
 type lease struct {
 	Service string `json:"service,omitzero"`
-	Address string `json:"address,omitzero"`
+	Way
 }
 
 // stream is an answer that goes on.
@@ -48,7 +54,7 @@ func (c *Control) serveExec(r *http.Request) (any, error) {
 	case !known || p.pid <= 0:
 		return nil, &statusError{http.StatusForbidden, errors.New("the system does not tell which process asks")}
 	}
-	address, release, err := c.opt.Exec(r.Context(), in.Service, p.pid, p.uid)
+	way, release, err := c.opt.Exec(r.Context(), in.Service, p.pid, p.uid)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +64,7 @@ func (c *Control) serveExec(r *http.Request) (any, error) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Connection", "close")
 		if errors.Join(conn.SetReadDeadline(time.Time{}), conn.SetWriteDeadline(time.Time{}),
-			json.NewEncoder(w).Encode(lease{Address: address}), conn.Flush()) != nil {
+			json.NewEncoder(w).Encode(lease{Way: way}), conn.Flush()) != nil {
 			return // the client is gone
 		}
 		closing, _ := r.Context().Value(closingKey{}).(chan struct{})
@@ -89,5 +95,5 @@ func (c *Client) Exec(ctx context.Context, service string) (*Lease, error) {
 		res.Body.Close()
 		return nil, fmt.Errorf("the control plane's answer cannot be read: %w", err)
 	}
-	return &Lease{Address: out.Address, release: func() { cancel(); res.Body.Close() }}, nil
+	return &Lease{Way: out.Way, release: func() { cancel(); res.Body.Close() }}, nil
 }

@@ -14,11 +14,11 @@ import (
 func TestExec(t *testing.T) {
 	t.Parallel()
 	released := make(chan struct{}, 1)
-	c := open(t, tempState(t), Options{Exec: func(_ context.Context, service string, pid, uid int) (string, func(), error) {
+	c := open(t, tempState(t), Options{Exec: func(_ context.Context, service string, pid, uid int) (Way, func(), error) {
 		if service != "web" || pid != os.Getpid() || uid != os.Getuid() {
-			return "", nil, errors.New("not you")
+			return Way{}, nil, errors.New("not you")
 		}
-		return "127.0.0.1:7", func() { released <- struct{}{} }, nil
+		return Way{Address: "127.0.0.1:7", Namespace: "/proc/1/fd/9"}, func() { released <- struct{}{} }, nil
 	}})
 	a := serve(t, c)
 	client := NewClient(filepath.Dir(a.Path()))
@@ -33,7 +33,7 @@ func TestExec(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	lease, err := client.Exec(ctx, "web")
-	if err != nil || lease.Address != "127.0.0.1:7" {
+	if err != nil || lease.Way != (Way{"127.0.0.1:7", "/proc/1/fd/9"}) {
 		t.Fatalf("got %+v %v", lease, err)
 	}
 	cancel() // has nothing to do with the lease any more

@@ -47,13 +47,21 @@ func (c *Control) serveAuthority(*http.Request) (any, error) {
 	if c.opt.Federation != nil {
 		out.Federation = c.opt.Federation()
 	}
+	if c.opt.Workloads != nil {
+		out.Workloads = c.opt.Workloads()
+	}
+	if c.opt.Problems != nil {
+		out.Problems = c.opt.Problems()
+	}
 	return out, nil
 }
 
-// Identity is how the keys of the authority fare, and the bundles of partners.
+// Identity is how the keys of the authority fare, and what depends on them.
 type Identity struct {
 	authority.Status
 	Federation []federation.Status `json:"federation,omitempty"`
+	Workloads  string              `json:"workloadAPI,omitzero"` // its address; "" where it is not served
+	Problems   map[string][]string `json:"problems,omitempty"`   // why gates are not ready, by place
 }
 
 // Authority asks how the keys of the authority fare.

@@ -201,6 +201,12 @@ func (c *Control) endpoints(f *force, p merlon.Place, s *merlon.Service) []merlo
 // certificate could prove, so there is nowhere to go.
 func externalEndpoints(s *merlon.Service) []merlon.Endpoint {
 	var es []merlon.Endpoint
+	if s.Foreign != "" {
+		for _, a := range s.Addresses {
+			es = append(es, merlon.Endpoint{Address: a, ID: "spiffe://" + s.Foreign})
+		}
+		return es
+	}
 	if len(s.Hosts) == 0 {
 		return nil
 	}

@@ -22,6 +22,9 @@ type Hello struct {
 	// Outbound is the host:port through which the gate's own service calls
 	// others, for people to read.
 	Outbound string
+	// Isolated says that nothing but this gate reaches its service, and that its
+	// service reaches nothing but this gate.
+	Isolated bool
 }
 
 // Ack is a gate's answer to orders.

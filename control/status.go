@@ -41,6 +41,7 @@ type GateStatus struct {
 	Address  string    `json:"address,omitzero"`
 	Outbound string    `json:"outbound,omitzero"`
 	Local    string    `json:"local,omitzero"`   // which processes of its host may call through Outbound as its service
+	Isolated bool      `json:"isolated"`         // its service and the rest reach each other through it only
 	Since    time.Time `json:"since"`            // when it connected
 	Intent   string    `json:"intent,omitzero"`  // hash of the intent it enforces
 	Orders   string    `json:"orders,omitzero"`  // hash of the orders it enforces
@@ -111,7 +112,7 @@ func (c *Control) gates() []GateStatus {
 }
 
 func (s *Session) status() GateStatus {
-	g := GateStatus{Place: s.hello.Place.String(), Address: s.hello.Address, Outbound: s.hello.Outbound, Since: s.since, Behind: s.behind()}
+	g := GateStatus{Place: s.hello.Place.String(), Address: s.hello.Address, Outbound: s.hello.Outbound, Isolated: s.hello.Isolated, Since: s.since, Behind: s.behind()}
 	if s.acked != nil {
 		g.Intent, g.Orders, g.Swapped, g.Local = s.acked.Of, s.acked.Hash, s.ackedAt, s.local
 	}

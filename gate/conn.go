@@ -3,6 +3,7 @@ package gate
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -52,10 +53,11 @@ type conn struct {
 	// reserved says that the record of this call has room already.
 	reserved bool
 
-	lent      *upstream.Conn // the connection that this call has borrowed
-	upReads   readSide       // of that
-	following bool           // the client's losing interest ends its use
-	moved     atomic.Int64   // when a piece of a call that lasts came last, either way
+	lent      *upstream.Conn                   // the connection that this call has borrowed
+	upReads   readSide                         // of that
+	holding   atomic.Pointer[upstream.Cluster] // counts the body, which is on its way
+	following bool                             // the client's losing interest ends its use
+	moved     atomic.Int64                     // when a piece of a call that lasts came last, either way
 	// lane says that this is a stream of HTTP/2, not a connection.
 	lane bool
 	// served says that a request came before.
@@ -307,8 +309,8 @@ func (c *conn) proveWorkload(tc *tls.Conn) error {
 		return err
 	}
 	leaf := state.PeerCertificates[0]
-	c.peer.key, c.peer.until = leaf.PublicKey, leaf.NotAfter
-	c.peer.renew = renewal(time.Now(), leaf.NotAfter)
+	c.peer.key, c.peer.until = leaf.PublicKey, ends(state.PeerCertificates)
+	c.peer.renew = renewal(time.Now(), c.peer.until)
 	c.peer.foreign = merlon.ForeignDomain(name) != ""
 	c.peer.caller = merlon.Caller{Kind: merlon.Workload, Name: name, Subject: id}
 	c.net, c.in.conn = tc, tc
@@ -325,6 +327,18 @@ func (g *Gate) peerName(id string) (string, error) {
 		return spiffe.Name(id, of)
 	}
 	return foreign, nil
+}
+
+// ends is when the first of a peer's certificates ends: what lies above an SVID may
+// end before it.
+func ends(certs []*x509.Certificate) time.Time {
+	first := certs[0].NotAfter
+	for _, cert := range certs[1:] {
+		if cert.NotAfter.Before(first) {
+			first = cert.NotAfter
+		}
+	}
+	return first
 }
 
 // renewal is when a connection that rests on certificates until then should

@@ -322,7 +322,7 @@ func (p *pair) told(want int, sent map[string]reading, heard map[string]heard) (
 }
 
 func (p *pair) wait(what string, done func() (bool, error)) error {
-	for deadline := time.Now().Add(10 * time.Second); ; <-time.After(time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; <-time.After(time.Millisecond) {
 		if ok, err := done(); ok || err != nil {
 			return err
 		}

@@ -82,6 +82,8 @@ type setup struct {
 	records   record.Options // of every gate
 	own       func(net.Conn) error
 	captured  func(net.Conn) (netip.AddrPort, error)
+	rootsOf   func(trustDomain string) *x509.CertPool
+	dialOwn   func(ctx context.Context, service, address string) (net.Conn, error)
 }
 
 func (s setup) start(t testing.TB, text string) *estate {
@@ -170,8 +172,13 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place) *gate.Gate {
 		e.t.Fatal(err)
 	}
 	e.writers[place] = records
+	var dialOwn func(context.Context, string) (net.Conn, error)
+	if f := e.setup.dialOwn; f != nil {
+		dialOwn = func(ctx context.Context, address string) (net.Conn, error) { return f(ctx, place.Service, address) }
+	}
 	g, err := gate.New(gate.Config{
 		Place:       place,
+		DialOwn:     dialOwn,
 		TrustDomain: in.TrustDomain,
 		Source:      source,
 		Records:     records,
@@ -179,6 +186,7 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place) *gate.Gate {
 		Bounds:      e.setup.bounds,
 		Own:         e.setup.own,
 		Captured:    e.setup.captured,
+		RootsOf:     e.setup.rootsOf,
 		Portable:    portable,
 		EdgeCertificate: func(hosts []string) (*tls.Certificate, error) {
 			cert, pem, err := e.auth.EdgeCertificate(hosts)

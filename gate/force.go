@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -119,6 +120,9 @@ func (g *Gate) prepare(o *merlon.Orders, old *force) (*force, error) {
 			for _, host := range s.Hosts {
 				f.names[host] = s.Name
 			}
+			if s.Foreign != "" {
+				f.names[s.Name] = s.Name
+			}
 			continue
 		}
 		f.names[s.Name] = s.Name
@@ -216,14 +220,17 @@ func (g *Gate) cluster(in *merlon.Intent, name string, endpoints []merlon.Endpoi
 		RetryPercent:   retry,
 		Now:            g.clock.Now,
 	}
+	if name == g.cfg.Place.Service {
+		cfg.Dial = g.cfg.DialOwn
+	}
 	if speaksHTTP2(in, name) {
 		cfg.Mux = g.newUpMux
-		cfg.TLS = func(e merlon.Endpoint) (*tls.Config, any) {
-			config, state := g.upstreamTLS(e)
+		cfg.TLS = func(e merlon.Endpoint) (*tls.Config, any, error) {
+			config, state, err := g.upstreamTLS(e)
 			if config != nil {
 				config.NextProtos = []string{"h2"}
 			}
-			return config, state
+			return config, state, err
 		}
 	}
 	return upstream.New(cfg)
@@ -244,22 +251,41 @@ func retryPercent(in *merlon.Intent, service string) int {
 
 // upstreamTLS is how an endpoint proves itself: another gate by its SPIFFE ID,
 // an external service by its public name, the gate's own service not at all.
-func (g *Gate) upstreamTLS(e merlon.Endpoint) (*tls.Config, any) {
+func (g *Gate) upstreamTLS(e merlon.Endpoint) (*tls.Config, any, error) {
 	switch {
 	case e.ID != "":
 		// The SVID is fixed here, so that the connection knows which key it
 		// has proved: see exchange.assert.
 		s := g.currentSigning()
-		return spiffe.ClientConfig(pinned{g.cfg.Source, s.svid}, e.ID), &session{signing: s}
+		if s.svid == nil {
+			return nil, nil, errNoSVID
+		}
+		roots := g.cfg.Source.Roots
+		if of, _, err := spiffe.ForeignName(e.ID); err != nil {
+			return nil, nil, err
+		} else if of != g.cfg.TrustDomain {
+			// By the bundle of its trust domain alone: ours says nothing about it.
+			roots = func() *x509.CertPool { return g.partnerRoots(of) }
+			if roots() == nil {
+				return nil, nil, fmt.Errorf("%w %s", errNoBundle, of)
+			}
+		}
+		return spiffe.ClientConfig(pinned{s.svid, roots}, e.ID), &session{signing: s}, nil
 	case e.TLSName != "":
-		return &tls.Config{ServerName: e.TLSName, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}, nil
+		return &tls.Config{ServerName: e.TLSName, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}, nil, nil
 	}
-	return nil, nil
+	return nil, nil, nil
 }
+
+// Why a gate could prove nothing, or would not know what was proved to it.
+var (
+	errNoSVID   = errors.New("the certificate of this gate's own identity has ended and was not renewed")
+	errNoBundle = errors.New("there is no bundle to verify who is of trust domain")
+)
 
 // inboundTLS is how a gate proves itself to others.
 func (g *Gate) inboundTLS() *tls.Config {
-	c := spiffe.FederatedConfig(g.cfg.Source, g.cfg.TrustDomain, g.rootsOf)
+	c := spiffe.FederatedConfig(g.cfg.Source, g.cfg.TrustDomain, g.guestRoots)
 	c.NextProtos = protocols()
 	if f := g.force.Load(); f != nil && f.speaksTCP() {
 		c.NextProtos = []string{tunnelProtocol}
@@ -268,9 +294,22 @@ func (g *Gate) inboundTLS() *tls.Config {
 	return c
 }
 
-// rootsOf are the roots of another trust domain, if the orders name a workload
+// guestRoots are the roots of another trust domain, if the orders name a workload
 // of it as a caller; or nil.
-func (g *Gate) rootsOf(trustDomain string) *x509.CertPool {
+func (g *Gate) guestRoots(trustDomain string) *x509.CertPool {
+	f := g.force.Load()
+	if f == nil {
+		return nil
+	}
+	own := f.orders.Intent.Service(f.orders.Place.Service)
+	if own == nil || !slices.ContainsFunc(own.Rules, func(r merlon.Rule) bool { return merlon.ForeignDomain(r.Caller) == trustDomain }) {
+		return nil
+	}
+	return g.partnerRoots(trustDomain)
+}
+
+// partnerRoots are the roots of another trust domain that the orders name, or nil.
+func (g *Gate) partnerRoots(trustDomain string) *x509.CertPool {
 	f := g.force.Load()
 	if f == nil || g.cfg.RootsOf == nil || f.orders.Intent.Partner(trustDomain) == nil {
 		return nil
@@ -301,11 +340,12 @@ func Protocols() []merlon.Protocol {
 
 // pinned is a source whose SVID does not change.
 type pinned struct {
-	spiffe.Source
-	svid *tls.Certificate
+	svid  *tls.Certificate
+	roots func() *x509.CertPool
 }
 
 func (p pinned) SVID() *tls.Certificate { return p.svid }
+func (p pinned) Roots() *x509.CertPool  { return p.roots() }
 
 // session is a connection to another gate: what was proved on it.
 type session struct {
@@ -318,7 +358,7 @@ type session struct {
 // to go on speaking to a certificate that has.
 func (s *session) holds(up *upstream.Conn, now time.Time) bool {
 	if secure, ok := up.Conn.(*tls.Conn); ok && s.renew.IsZero() {
-		until := secure.ConnectionState().PeerCertificates[0].NotAfter
+		until := ends(secure.ConnectionState().PeerCertificates)
 		if leaf := s.svid.Leaf; leaf != nil && leaf.NotAfter.Before(until) {
 			until = leaf.NotAfter
 		}

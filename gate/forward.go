@@ -2,16 +2,19 @@ package gate
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 
 	"merlon"
 	"merlon/gate/grpc"
 	"merlon/gate/http1"
 	"merlon/gate/http2"
 	"merlon/gate/upstream"
+	"merlon/identity/spiffe"
 	"merlon/internal/wire"
 )
 
@@ -33,6 +36,12 @@ func (c *conn) forward(keep bool) bool {
 	}
 	if err := c.awaitBody(); err != nil {
 		return c.fail(nil, keep, failure{reason: ReasonClientGone, cause: err})
+	}
+	if !c.sendsWhole() {
+		if !cluster.Hold(c.bodyOf()) {
+			return c.fail(nil, keep, failure{reason: ReasonBodies, cause: errBodies})
+		}
+		c.holding.Store(cluster)
 	}
 	for attempt := 0; ; attempt++ {
 		up, f := c.send(cluster, attempt > 0)
@@ -74,6 +83,23 @@ func (c *conn) awaitBody() error {
 		return errClientGone
 	}
 	return nil
+}
+
+// bodyOf is whom a body on its way is counted for: the client, where one is known
+// by its address. Behind the gateway all clients look like one.
+func (c *conn) bodyOf() netip.Addr {
+	if c.at != AtEdge {
+		return netip.Addr{}
+	}
+	return sameClient(c.x.from)
+}
+
+// bodyCame ends the count of a body that was on its way. It may be called by who
+// sends the body and by who ends the call.
+func (c *conn) bodyCame() {
+	if cluster := c.holding.Swap(nil); cluster != nil {
+		cluster.LetGo(c.bodyOf())
+	}
 }
 
 // mayRetry allows one more try of a call that surely has had no effect: it can
@@ -271,6 +297,18 @@ func invalid(err error) failure { return failure{ReasonUpstreamBad, err, upstrea
 
 // unreachable names why there is no connection.
 func unreachable(err error) failure {
+	_, unproven := errors.AsType[*spiffe.UnprovenError](err)
+	invalid, _ := errors.AsType[x509.CertificateInvalidError](err)
+	switch {
+	case errors.Is(err, errNoSVID):
+		return failure{reason: ReasonSVIDExpired, cause: err}
+	case errors.Is(err, errNoBundle):
+		return failure{reason: ReasonNoBundle, cause: err}
+	case unproven && invalid.Cert != nil && invalid.Reason == x509.Expired:
+		return failure{reason: ReasonUpstreamExpired, cause: err}
+	case unproven:
+		return failure{reason: ReasonUpstreamUnproven, cause: err}
+	}
 	if e, ok := errors.AsType[*upstream.Error](err); ok {
 		return failure{reason: e.Reason, cause: err}
 	}
@@ -307,6 +345,7 @@ func (c *conn) broken(err error, reused bool) failure {
 
 // Why a call ended that nobody broke off.
 var (
+	errBodies   = errors.New("too many bodies are on their way to the service, or too many of this client's")
 	errDeadline = errors.New("the deadline that came with the call has passed")
 	errQuiet    = errors.New("nothing came from either side for too long")
 )

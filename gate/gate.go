@@ -72,6 +72,10 @@ type Config struct {
 	// another process; nil for net.Listen.
 	Listen func(name, address string) (net.Listener, error)
 
+	// DialOwn opens a TCP connection to the gate's own service, which may be in
+	// another network namespace than the gate; nil for the system's.
+	DialOwn func(ctx context.Context, address string) (net.Conn, error)
+
 	// EdgeCertificate proves the gateway's hosts when the intent leaves the
 	// certificate to Merlon. Only the edge asks for it.
 	EdgeCertificate func(hosts []string) (*tls.Certificate, error)

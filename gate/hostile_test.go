@@ -58,6 +58,8 @@ func TestSlowClients(t *testing.T) {
 		"a large body that stops":     {"POST /send HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 100000\r\n\r\nx", "", "client_gone"},
 		"chunks that stop":            {"POST /send HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe", "", "client_gone"},
 		"a body after 100 that stops": {"POST /send HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n", "", "client_gone"},
+		"a large body in drips":       {"POST /send HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 100000\r\n\r\nx", "y", "client_gone"},
+		"chunks in drips":             {"POST /send HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n", "client_gone"},
 		"a keep-alive that idles":     {get("/"), "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -97,6 +99,50 @@ func TestSlowClients(t *testing.T) {
 		w.send(get("/pages/endless"))
 		until(t, "the endless answer to be cut", func() bool { return broken.Load() > before })
 	})
+}
+
+// TestSlowBodies: bodies on their way never hold all connections of an endpoint,
+// and those of one client hold few of them.
+func TestSlowBodies(t *testing.T) {
+	t.Parallel()
+	var begun atomic.Int64
+	app := echo("web")
+	apps := map[string]http.Handler{"web": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begun.Add(1)
+		app.ServeHTTP(w, r)
+	})}
+	e := setup{apps: apps}.start(t, strings.Replace(plainShop(), "certificate: none", "certificate: none\n  trustedProxies: [127.0.0.1/32]", 1))
+	begin := func(client string) *wire {
+		w := e.wire()
+		w.send("POST /send HTTP/1.1\r\nHost: shop.example\r\nX-Forwarded-For: " + client + "\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+		return w
+	}
+	var held []*wire
+	for range 1024 / 8 {
+		held = append(held, begin("192.0.2.1"))
+	}
+	until(t, "the bodies to be on their way", func() bool { return begun.Load() == 1024/8 })
+	if a, err := begin("192.0.2.1").receive("POST"); err != nil || a.status != 503 || a.reason != "bodies_waiting" {
+		t.Errorf("one more: %d %s %v", a.status, a.reason, err)
+	}
+	for _, request := range []string{
+		get("/", "X-Forwarded-For: 192.0.2.1"),
+		"POST /send HTTP/1.1\r\nHost: shop.example\r\nX-Forwarded-For: 192.0.2.1\r\nContent-Length: 2\r\n\r\nhi",
+		"POST /send HTTP/1.1\r\nHost: shop.example\r\nX-Forwarded-For: 192.0.2.2\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+	} {
+		if a := e.wire().ask(request); a.status != 200 {
+			t.Errorf("%q: %d %s", request, a.status, a.reason)
+		}
+	}
+	for i, w := range held[:3] { // whose answers make room
+		if a := w.ask("0\r\n\r\n"); a.status != 200 {
+			t.Errorf("body %d: %d %s", i, a.status, a.reason)
+		}
+	}
+	w := begin("192.0.2.1")
+	if a := w.ask("0\r\n\r\n"); a.status != 200 {
+		t.Errorf("when there is room again: %d %s", a.status, a.reason)
+	}
 }
 
 // TestSlowClientsAreNoSlowEndpoints: what clients do slowly is never held

@@ -447,7 +447,7 @@ func TestHTTP2SlowClients(t *testing.T) {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			return
 		}
-		for r.URL.Path == "/pages/endless" {
+		for strings.HasPrefix(r.URL.Path, "/pages/") {
 			if _, err := w.Write(make([]byte, 64<<10)); err != nil {
 				return
 			}
@@ -466,7 +466,7 @@ func TestHTTP2SlowClients(t *testing.T) {
 		"not reading": func(f *frames2) {
 			f.WriteSettings(xhttp2.Setting{ID: xhttp2.SettingInitialWindowSize, Val: 1<<31 - 1})
 			f.WriteWindowUpdate(0, 1<<30)
-			f.request(1, true, "GET", "/pages/endless")
+			f.request(1, true, "GET", "/pages/unread")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -475,7 +475,7 @@ func TestHTTP2SlowClients(t *testing.T) {
 			begin(f)
 			if name == "not reading" {
 				until(t, "the end of the call", func() bool {
-					return slices.ContainsFunc(e.peek(merlon.Edge), func(r record.Record) bool { return r.Path == "/pages/endless" && r.BytesOut > 1<<17 })
+					return slices.ContainsFunc(e.peek(merlon.Edge), func(r record.Record) bool { return r.Path == "/pages/unread" })
 				})
 				return
 			}
@@ -491,31 +491,112 @@ func TestHTTP2SlowClients(t *testing.T) {
 	}
 }
 
-// TestHTTP2Curl: curl speaks to the edge, with TLS and without.
-func TestHTTP2Curl(t *testing.T) {
+// TestHTTP2AllAtOnce: a client that has said all it has to say with its preface
+// may wait for the answer for as long as the service may take.
+func TestHTTP2AllAtOnce(t *testing.T) {
 	t.Parallel()
+	begun, finish := make(chan struct{}), make(chan struct{})
+	e := setup{bounds: gate.Bounds{Head: 300 * time.Millisecond}, apps: map[string]http.Handler{"web": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(begun)
+		<-finish
+	})}}.start(t, plainShop())
+	var first bytes.Buffer
+	f := &frames2{Framer: xhttp2.NewFramer(&first, nil)}
+	f.enc = hpack.NewEncoder(&f.block)
+	first.WriteString(xhttp2.ClientPreface)
+	f.WriteSettings()
+	f.request(1, true, "GET", "/")
+	c := dial(t, e.edge)
+	c.Write(first.Bytes())
+	<-begun
+	for range 2 { // the second began when the time for a head had passed for us
+		slow := newWire(t, dial(t, e.edge))
+		slow.send("GET")
+		slow.ended()
+	}
+	close(finish)
+	f = &frames2{Framer: xhttp2.NewFramer(nil, c)}
+	if _, err := f.until(xhttp2.FrameHeaders); err != nil {
+		t.Error(err)
+	}
+}
+
+// curls is where curl speaks HTTP/2 to the edge, with TLS and without, and a file
+// of so many bytes to send there.
+func curls(t *testing.T, size int) (ways map[string][]string, file string) {
+	t.Helper()
 	if out, err := exec.Command("curl", "--version").Output(); err != nil || !strings.Contains(string(out), "HTTP2") {
 		t.Skip("curl with HTTP/2 is not installed: HTTP/2 is not tested with it")
 	}
 	e := start(t, shop, shopApps())
 	plain := setup{apps: shopApps()}.start(t, plainShop())
-	roots := filepath.Join(t.TempDir(), "roots.pem")
-	if err := os.WriteFile(roots, e.edgePEM, 0o600); err != nil {
+	dir := t.TempDir()
+	roots := filepath.Join(dir, "roots.pem")
+	file = filepath.Join(dir, "body")
+	if err := cmp.Or(os.WriteFile(roots, e.edgePEM, 0o600), os.WriteFile(file, make([]byte, size), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	large := filepath.Join(t.TempDir(), "large")
-	if err := os.WriteFile(large, make([]byte, 900_000), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(e.edge)
-	for name, args := range map[string][]string{
-		"TLS":             {"--http2", "--cacert", roots, "--connect-to", "::127.0.0.1:" + port, "https://shop.example/send"},
-		"prior knowledge": {"--http2-prior-knowledge", "-H", "Host: shop.example", "http://" + plain.edge + "/send"},
-	} {
-		args = append([]string{"-sS", "--max-time", "20", "-w", "\n%{http_version} %{http_code}", "--data-binary", "@" + large}, args...)
-		out, err := exec.Command("curl", args...).CombinedOutput()
-		if err != nil || !strings.HasSuffix(string(out), "\n2 200") || !strings.Contains(string(out), `"Body":900000`) {
+	return map[string][]string{
+		"TLS":             {"--http2", "--cacert", roots, "--connect-to", "::" + e.edge, "https://shop.example"},
+		"prior knowledge": {"--http2-prior-knowledge", "--connect-to", "::" + plain.edge, "http://shop.example"},
+	}, file
+}
+
+// curl runs curl, and says what it printed and the status.
+func curl(way []string, path string, args ...string) (string, error) {
+	last := len(way) - 1
+	args = append(args, "-sS", "--max-time", "20", "-w", "\n%{http_version} %{http_code}")
+	out, err := exec.Command("curl", append(append(args, way[:last]...), way[last]+path)...).CombinedOutput()
+	return string(out), err
+}
+
+// TestHTTP2Curl: curl speaks to the edge, with TLS and without.
+func TestHTTP2Curl(t *testing.T) {
+	t.Parallel()
+	ways, large := curls(t, 900_000)
+	for name, way := range ways {
+		out, err := curl(way, "/send", "--data-binary", "@"+large)
+		if err != nil || !strings.HasSuffix(out, "\n2 200") || !strings.Contains(out, `"Body":900000`) {
 			t.Errorf("%s: %v\n%s", name, err, out)
 		}
+	}
+}
+
+// TestHTTP2CurlRefused: curl learns why what it sends is refused, although the
+// answer comes before the end of the body.
+func TestHTTP2CurlRefused(t *testing.T) {
+	t.Parallel()
+	ways, large := curls(t, 8<<20)
+	for name, way := range ways {
+		for path, want := range map[string]string{"/nothing": "no_operation", "/send": "body_too_large"} {
+			for _, header := range []string{"X: y", "Expect: 100-continue", "Transfer-Encoding: chunked"} {
+				out, err := curl(way, path, "--data-binary", "@"+large, "-H", header)
+				if err != nil || !strings.Contains(out, want) {
+					t.Errorf("%s %s %s: %v\n%s", name, path, header, err, out)
+				}
+			}
+		}
+	}
+}
+
+// TestHTTP2Lingers: a stream that was answered takes what its client still sends,
+// but not for ever.
+func TestHTTP2Lingers(t *testing.T) {
+	t.Parallel()
+	e := setup{apps: shopApps()}.start(t, plainShop())
+	f := dial2(t, e.edge)
+	f.request(1, false, "POST", "/nothing")
+	if _, err := f.until(xhttp2.FrameData); err != nil {
+		t.Fatal(err)
+	}
+	f.WriteData(1, true, make([]byte, 1000))
+	f.request(3, false, "POST", "/nothing")
+	if frame, err := f.until(xhttp2.FrameData); err != nil || frame.Header().StreamID != 3 {
+		t.Fatal(frame, err)
+	}
+	f.WriteData(3, false, make([]byte, 1000)) // and nothing more
+	frame, err := f.until(xhttp2.FrameRSTStream)
+	if err != nil || frame.Header().StreamID != 3 || frame.(*xhttp2.RSTStreamFrame).ErrCode != xhttp2.ErrCodeNo {
+		t.Errorf("what does not end: %v, %v", frame, err)
 	}
 }

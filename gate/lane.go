@@ -99,6 +99,31 @@ func (l *lane) call() {
 	}
 	c.in.w = len(head)
 	c.next()
+	if c.lingers {
+		c.rest()
+		c.watch.start(c.g, c.net, lingering, busy)
+		l.linger()
+	}
+}
+
+// linger drops what still comes of a request that was answered whole, until its
+// end. A reset would be allowed (RFC 9113 8.1), but clients that meet it in the
+// same read as the answer take it for a failure; most end a request themselves
+// once they see the answer.
+func (l *lane) linger() {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	for dropped := 0; !l.in.ended && dropped < lingered && l.gone(l.late.read) == nil; {
+		n := l.in.unread()
+		if n == 0 {
+			l.cond.Wait()
+			continue
+		}
+		dropped += n
+		l.in.pending, l.in.used = l.in.pending[:0], 0
+		l.on.core.Consumed(l.id, n)
+		l.on.push()
+	}
 }
 
 // appendHead writes the request as HTTP/1.1 has it. What is about a connection
@@ -219,6 +244,6 @@ func (l *lane) Close() error {
 	if !m.soon {
 		m.flushLocked()
 	}
-	m.boundIdle()
+	m.boundIdle(m.c.g.cfg.Bounds.Idle)
 	return nil
 }

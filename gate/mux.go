@@ -157,25 +157,25 @@ func (m *mux) read() error {
 }
 
 // await begins the wait for frames. While calls are in progress there may be
-// none for as long as those take.
+// none for as long as those take, also when all that the client has to say came
+// with its preface.
 func (m *mux) await(settled bool) {
 	c := m.c
-	if !settled {
-		c.watch.start(c.g, m.reads, c.g.cfg.Bounds.Head, idle)
-		return
-	}
 	c.watch.start(c.g, m.reads, 0, idle)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.boundIdle()
+	if settled {
+		m.boundIdle(c.g.cfg.Bounds.Idle)
+	} else {
+		m.boundIdle(c.g.cfg.Bounds.Head)
+	}
 }
 
 // boundIdle bounds the wait for frames if no call is in progress; m.mu is held.
-func (m *mux) boundIdle() {
+func (m *mux) boundIdle(bound time.Duration) {
 	if m.core.Streams() > 0 {
 		return
 	}
-	bound := m.c.g.cfg.Bounds.Idle
 	if m.left != 0 {
 		bound = maxDrain
 	}

@@ -2,6 +2,7 @@ package gate_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,31 @@ services:
   web: {operations: {home: GET /}}
   orders: {operations: {list: GET /orders}, callers: {web: all}}
 `
+
+// TestDialOwn: the own service alone is dialed where it is, which may be in
+// another network namespace.
+func TestDialOwn(t *testing.T) {
+	t.Parallel()
+	for _, protocol := range []string{"http", "http2"} {
+		t.Run(protocol, func(t *testing.T) {
+			t.Parallel()
+			dialed := make(chan string, 16)
+			e := setup{apps: map[string]http.Handler{"orders": http.HandlerFunc(hello)},
+				dialOwn: func(ctx context.Context, service, address string) (net.Conn, error) {
+					dialed <- service + " at " + address
+					return new(net.Dialer).DialContext(ctx, "tcp", address)
+				}}.start(t, strings.Replace(ownIntent, "orders: {", "orders: {protocol: "+protocol+", ", 1))
+			for range 2 {
+				if a := do(t, e.as("web"), "GET", "http://orders/orders"); a.status != 200 || a.body != "hello" {
+					t.Fatalf("%+v", a)
+				}
+			}
+			if got, want := <-dialed, "orders at "+e.apps["orders"]; got != want || len(dialed) != 0 {
+				t.Errorf("dialed %s, and %d more; want %s", got, len(dialed), want)
+			}
+		})
+	}
+}
 
 func hello(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") }
 

@@ -29,6 +29,7 @@ const (
 	ReasonNoOrders       merlon.Reason = "no_orders"            // the gate has no orders yet
 	ReasonRecordFull     merlon.Reason = "record_full"          // the call could not be recorded
 	ReasonBodyTooLarge   merlon.Reason = "body_too_large"       // more bytes than the service's maxBody
+	ReasonBodies         merlon.Reason = "bodies_waiting"       // more bodies are on their way than there are connections for
 	ReasonBodyInvalid    merlon.Reason = "body_invalid"         // its chunks are not well-formed
 	ReasonClientGone     merlon.Reason = "client_gone"          // the client stopped before the end of its body
 	ReasonUpgrade        merlon.Reason = "upgrade_not_spoken"   // another protocol, or a WebSocket that the operation does not offer
@@ -43,6 +44,11 @@ const (
 	ReasonMisdirected    merlon.Reason = "misdirected"          // a captured request names another service than the one it was sent to
 	ReasonPeerExpired    merlon.Reason = "peer_expired"         // the caller's certificate ended during the connection
 	ReasonDefect         merlon.Reason = "gate_defect"          // the gate met a defect of its own
+
+	ReasonSVIDExpired      merlon.Reason = "svid_expired"      // the gate's own certificate has ended
+	ReasonNoBundle         merlon.Reason = "no_bundle"         // nothing verifies the other trust domain
+	ReasonUpstreamExpired  merlon.Reason = "upstream_expired"  // the certificate of the other side has ended
+	ReasonUpstreamUnproven merlon.Reason = "upstream_unproven" // the other side did not prove who it has to be
 
 	ReasonWebSocketInvalid merlon.Reason = "websocket_invalid" // the handshake is not one
 	ReasonWebSocketVersion merlon.Reason = "websocket_version" // of a version that is not spoken
@@ -431,13 +437,13 @@ func Status(r merlon.Reason, stranger bool) int {
 		return 405
 	case ReasonMisdirected:
 		return 421 // RFC 9110 15.5.20
-	case upstream.ReasonNoEndpoint, upstream.ReasonConnect, upstream.ReasonClosed, ReasonUpstreamBroken, ReasonUpstreamBad:
+	case upstream.ReasonNoEndpoint, upstream.ReasonConnect, upstream.ReasonClosed, ReasonUpstreamBroken, ReasonUpstreamBad, ReasonUpstreamExpired, ReasonUpstreamUnproven:
 		return 502
 	case ReasonNotGRPC:
 		return 415
 	case ReasonTimeout, ReasonDeadline:
 		return 504
-	case ReasonNoOrders, ReasonRecordFull, upstream.ReasonOverloaded:
+	case ReasonNoOrders, ReasonRecordFull, ReasonBodies, upstream.ReasonOverloaded, upstream.ReasonUnready, ReasonSVIDExpired, ReasonNoBundle:
 		return 503
 	case ReasonPeerExpired:
 		return 403

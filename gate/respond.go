@@ -164,9 +164,10 @@ func (c *conn) bodiless() bool {
 // bodyMayFollow reports whether the application may yet send the body that its
 // answer has not: many answer HEAD as if it were GET. What came when the
 // connection is in the pool, and in use again, would be the answer to somebody
-// else's call, and its bytes are often a client's to choose. Gates do not err so.
+// else's call, and its bytes are often a client's to choose. Gates do not err so;
+// what is of another trust domain may be none.
 func (c *conn) bodyMayFollow(up *upstream.Conn) bool {
-	return up.Endpoint.ID == "" && (c.req.Method == "HEAD" || c.bodiless() && c.res.Length > 0)
+	return (up.Endpoint.ID == "" || c.x.service.External) && (c.req.Method == "HEAD" || c.bodiless() && c.res.Length > 0)
 }
 
 // appendVerdict writes what the gate adds to every answer.
@@ -256,6 +257,7 @@ func (x *exchange) appendExplained(out []byte, keep bool, method string, minor i
 // endBody puts the request body behind: it reports whether the next bytes from
 // the client are a new request. It ends the goroutine of a body in progress.
 func (c *conn) endBody() bool {
+	defer c.bodyCame()
 	if s := c.stream; s != nil {
 		whole := s.finish()
 		c.stream, c.sent = nil, s
@@ -289,6 +291,13 @@ func (c *conn) refuseMalformed(err error) {
 	c.respond(false)
 }
 
+// What comes of a request that was answered is dropped for this long and up to
+// so many bytes.
+const (
+	lingering = 2 * time.Second
+	lingered  = 64 << 20
+)
+
 // linger lets the client read the answer before the connection ends: closing
 // with unread bytes would reset it (RFC 9112 9.6). Many clients first send all
 // they have and only then look for an answer.
@@ -297,8 +306,8 @@ func (c *conn) linger() {
 	if !ok || half.CloseWrite() != nil {
 		return
 	}
-	c.watch.start(c.g, c.net, 2*time.Second, busy)
-	for read := 0; read < 64<<20; {
+	c.watch.start(c.g, c.net, lingering, busy)
+	for read := 0; read < lingered; {
 		n, err := c.net.Read(c.up.buf)
 		if err != nil {
 			return

@@ -18,6 +18,7 @@ import (
 
 	"merlon"
 	"merlon/gate"
+	"merlon/internal/peertest"
 )
 
 // rpcShop is a shop whose payments are made by gRPC.
@@ -311,9 +312,8 @@ func TestRPCFailures(t *testing.T) {
 	}
 	until(t, "the application to be rid of the call", func() bool { return p.began.Load() == p.ended.Load() })
 
-	gone := listen(t)
-	gone.Close()
-	e, _ = startPay(t, gate.Bounds{}, func(s *setup) { s.addresses["pay"] = gone.Addr().String() })
+	gone := peertest.Address(t)
+	e, _ = startPay(t, gate.Bounds{}, func(s *setup) { s.addresses["pay"] = gone })
 	if a := call(t, e.client2(), "https://shop.example/pay.Pay/Charge", "10"); a.code != "14" || a.reason != "upstream_connect" {
 		t.Errorf("an application that is not there: %+v", a)
 	}

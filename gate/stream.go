@@ -31,6 +31,7 @@ type stream struct {
 	reads    readSide      // of the client
 	buf, out []byte
 
+	waited   int64 // for the client, in nanoseconds
 	room     int64 // bytes of the body that the service still takes
 	messages grpc.Messages
 	text     grpc.Text
@@ -45,7 +46,7 @@ var streams = sync.Pool{New: func() any {
 func newStream(c *conn, up *upstream.Conn) *stream {
 	s := streams.Get().(*stream)
 	s.c, s.reads = c, readSide{c.net}
-	s.room = c.x.service.MaxBody
+	s.room, s.waited = c.x.service.MaxBody, 0
 	s.body, s.rest = body{kind: c.req.Body, left: c.req.Length}, c.in.bytes()
 	s.begin(up)
 	return s
@@ -92,6 +93,7 @@ var (
 func (s *stream) run() {
 	c, up := s.c, s.up
 	s.err = s.guarded()
+	c.bodyCame()
 	c.bodyWatch.stop()
 	if s.err == nil || errors.Is(s.err, errUpstream) {
 		c.watch.restart(c.g, up.Conn, c.x.within(c.x.service.Timeout), answering)
@@ -270,11 +272,13 @@ func (s *stream) write(out []byte) error {
 func (s *stream) read(buf []byte) (int, error) {
 	c := s.c
 	for {
-		c.bodyWatch.start(c.g, &s.reads, c.x.stall(c.x.lasting()), streaming)
+		c.bodyWatch.start(c.g, &s.reads, s.patience(), streaming)
 		if !c.x.stillAllowed() {
 			return 0, errRevoked
 		}
+		began := c.g.clock.Nanos()
 		n, err := c.net.Read(buf)
+		s.waited += c.g.clock.Nanos() - began
 		switch {
 		case n > 0:
 			if c.x.lasting() {
@@ -285,6 +289,22 @@ func (s *stream) read(buf []byte) (int, error) {
 			return 0, errClientGone
 		}
 	}
+}
+
+// minBodyRate is what a body must bring at least, in bytes a second on average:
+// one that drips holds a connection of the upstream.
+const minBodyRate = 500
+
+// patience is how long the next piece of the body may take: as long as a stall,
+// which the body as a whole may take beyond what minBodyRate gives it.
+func (s *stream) patience() time.Duration {
+	x := &s.c.x
+	stall := x.stall(x.lasting())
+	if x.lasting() {
+		return stall
+	}
+	left := stall + time.Duration(s.taken)*time.Second/minBodyRate - time.Duration(s.waited)
+	return min(stall, max(left, time.Millisecond))
 }
 
 // space is how far the buffer may be filled: not beyond a body of known length,

@@ -257,7 +257,9 @@ func TestClass17DenyReachesUploads(t *testing.T) {
 // under load, on pooled and on new connections, and not a call fails.
 func TestClass18RotationUnderLoad(t *testing.T) {
 	t.Parallel()
-	const life = 3 * time.Second
+	// A call must get from one gate to the other in a quarter of what is left of
+	// its connection's certificates, at worst half a life.
+	const life = 6 * time.Second
 	e := setup{apps: shopApps(), lifetime: life, bounds: gate.Bounds{Connect: 30 * time.Second}}.start(t, strings.Replace(shop, "hosts: [shop.example]", "hosts: [shop.example]\n  certificate: none", 1))
 	end := time.Now().Add(life + life/2) // the first certificates are over by then
 	var wg sync.WaitGroup

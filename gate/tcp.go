@@ -50,10 +50,10 @@ func (x *exchange) appendConnect(dst []byte) []byte {
 }
 
 // tunnelTLS is upstreamTLS to the gate of a TCP service.
-func (g *Gate) tunnelTLS(e merlon.Endpoint) (*tls.Config, any) {
-	c, state := g.upstreamTLS(e)
+func (g *Gate) tunnelTLS(e merlon.Endpoint) (*tls.Config, any, error) {
+	c, state, err := g.upstreamTLS(e)
 	if c == nil {
-		return nil, nil
+		return nil, nil, err
 	}
 	c.NextProtos = []string{tunnelProtocol}
 	prove := c.VerifyConnection
@@ -63,7 +63,7 @@ func (g *Gate) tunnelTLS(e merlon.Endpoint) (*tls.Config, any) {
 		}
 		return prove(s)
 	}
-	return c, state
+	return c, state, nil
 }
 
 // speaksTCP reports whether the gate stands beside a service that speaks TCP.
@@ -192,7 +192,7 @@ func (g *Gate) settlePorts(f *force) {
 }
 
 // tlsFor is how endpoints of a service prove themselves.
-func (g *Gate) tlsFor(s *merlon.Service) func(merlon.Endpoint) (*tls.Config, any) {
+func (g *Gate) tlsFor(s *merlon.Service) func(merlon.Endpoint) (*tls.Config, any, error) {
 	if s != nil && s.Protocol == merlon.TCP {
 		return g.tunnelTLS
 	}

@@ -20,6 +20,7 @@ import (
 	"merlon"
 	"merlon/gate"
 	"merlon/internal/nginxtest"
+	"merlon/internal/peertest"
 )
 
 // shop2 is the shop with services that read HTTP/2.
@@ -277,9 +278,7 @@ func newServer2(t testing.TB, h http.Handler, conns *atomic.Int64) (addr string)
 // some that are on their way. None fails, whatever its method.
 func TestUpstreamHTTP2Nginx(t *testing.T) {
 	t.Parallel()
-	free := listen(t)
-	addr := free.Addr().String()
-	free.Close()
+	addr := peertest.Address(t)
 	nginxtest.Start(t, fmt.Sprintf(`
 		listen %s http2;
 		keepalive_requests 20;
@@ -459,8 +458,14 @@ func TestUpstreamHTTP2Killed(t *testing.T) {
 			<-r.Context().Done()
 		}
 	})
-	lis := listen(t)
-	addr := lis.Addr().String()
+	addr := peertest.Address(t)
+	take := func() net.Listener {
+		lis, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return lis
+	}
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	serve := func(lis net.Listener) *http.Server {
@@ -468,7 +473,7 @@ func TestUpstreamHTTP2Killed(t *testing.T) {
 		go s.Serve(lis)
 		return s
 	}
-	s := serve(lis)
+	s := serve(take())
 	e := setup{addresses: map[string]string{"web": addr}}.start(t, shop2)
 	c := e.client2()
 	var all sync.WaitGroup
@@ -488,11 +493,7 @@ func TestUpstreamHTTP2Killed(t *testing.T) {
 	until(t, "the calls", func() bool { return here.Load() == 10 })
 	s.Close()
 	all.Wait()
-	again, err := net.Listen("tcp", addr)
-	if err != nil {
-		t.Skip("SKIPPED: somebody took the port meanwhile")
-	}
-	defer serve(again).Close()
+	defer serve(take()).Close()
 	if a := do(t, c, "GET", "https://shop.example/"); a.status != 200 {
 		t.Errorf("after the restart: %d %s", a.status, a.reason)
 	}

@@ -67,6 +67,8 @@ type serviceDef struct {
 	operated *word  // the key operations
 	sockets  []word // operations that may become WebSockets, or all
 	ports    []portDef
+	foreign  *word           // the workload of another trust domain that it is
+	hostless bool            // it is external and has no key hosts
 	unsure   bool            // some operation could not be read
 	all      []string        // the names of all operations
 	index    map[string]bool // the same
@@ -347,7 +349,9 @@ func (d *decoder) readService(f field, external bool) {
 	s.Name, s.Pos, s.External = f.key.Value, s.name.pos, external
 	s.unsure = d.get(f.value, "operations") == nil && d.has(f.value, "operations") || d.get(f.value, "contract") == nil && d.has(f.value, "contract")
 	s.Timeout, s.Retry, s.MaxBody = defaultTimeout, defaultRetry, defaultMaxBody
-	for _, f := range d.fields(f.value) {
+	fields := d.fields(f.value)
+	s.hostless = external && d.get(f.value, "hosts") == nil && 2*len(fields) == len(f.value.Content)
+	for _, f := range fields {
 		v, w := f.value, d.word(f.value)
 		switch f.key.Value {
 		case "address":
@@ -378,6 +382,8 @@ func (d *decoder) readService(f field, external bool) {
 		case "hosts":
 			s.hosts = d.words(v)
 			s.Hosts = d.distinct(s.hosts, "host")
+		case "spiffe":
+			s.Foreign, s.foreign = v.Value, &w
 		case "zone":
 			s.Zone = v.Value
 		case "mode":
@@ -402,14 +408,15 @@ func (d *decoder) readService(f field, external bool) {
 func (s *serviceDef) readWorkload(d *decoder, f field) {
 	at := d.word(f.key)
 	w := &merlon.WorkloadRule{Pos: at.pos}
-	unix, docker := d.get(f.value, "unix"), d.get(f.value, "docker")
+	unix, docker, containerd := d.get(f.value, "unix"), d.get(f.value, "docker"), d.get(f.value, "containerd")
 	for _, text := range []struct {
 		in   *yaml.Node
 		name string
 		to   *string
 	}{
 		{unix, "user", &w.UnixUser}, {unix, "group", &w.UnixGroup}, {unix, "path", &w.Executable}, {unix, "sha256", &w.SHA256},
-		{d.get(f.value, "systemd"), "unit", &w.SystemdUnit}, {docker, "image", &w.DockerImage}, {f.value, "kubernetes", &w.Kubernetes},
+		{d.get(f.value, "systemd"), "unit", &w.SystemdUnit}, {docker, "image", &w.DockerImage},
+		{containerd, "namespace", &w.ContainerdNamespace}, {containerd, "image", &w.ContainerdImage}, {f.value, "kubernetes", &w.Kubernetes},
 	} {
 		if n := d.get(text.in, text.name); n != nil {
 			*text.to = n.Value
@@ -419,18 +426,26 @@ func (s *serviceDef) readWorkload(d *decoder, f field) {
 			}
 		}
 	}
-	for _, label := range d.fields(d.get(docker, "label")) {
-		if w.DockerLabels == nil {
-			w.DockerLabels = map[string]string{}
-		}
-		w.DockerLabels[label.key.Value] = label.value.Value
-		if s.sign == nil {
-			sign := d.word(label.value)
-			s.sign = &sign
+	for _, labels := range []struct {
+		in *yaml.Node
+		to *map[string]string
+	}{{docker, &w.DockerLabels}, {containerd, &w.ContainerdLabels}} {
+		for _, label := range d.fields(d.get(labels.in, "label")) {
+			if *labels.to == nil {
+				*labels.to = map[string]string{}
+			}
+			(*labels.to)[label.key.Value] = label.value.Value
+			if s.sign == nil {
+				sign := d.word(label.value)
+				s.sign = &sign
+			}
 		}
 	}
+	if containerd != nil && w.ContainerdNamespace == "" {
+		w.ContainerdNamespace = "default"
+	}
 	if s.sign == nil {
-		if len(f.value.Content) == 0 || docker != nil && len(docker.Content) == 0 {
+		if len(f.value.Content) == 0 || docker != nil && len(docker.Content) == 0 || containerd != nil && len(containerd.Content) == 0 {
 			d.estate.report.add(at, codeNothing, "say by what it is recognised, such as unix: {user: web}, or leave the key out", nil, "workload names nothing")
 		}
 		return // what is wrong is reported

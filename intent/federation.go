@@ -76,3 +76,19 @@ func (e *estate) resolveForeign(s *serviceDef, r *ruleDef) {
 		e.report.at(*r.per, codeNothing, "write per: caller, or leave it out", "a call from %q has no client address to count by", r.Caller)
 	}
 }
+
+// resolveProof checks an external service that proves to be a workload of another
+// trust domain.
+func (e *estate) resolveProof(s *serviceDef) {
+	of := merlon.ForeignDomain(s.Foreign)
+	switch {
+	case of == e.trustDomain:
+		e.report.at(*s.foreign, codeContradiction, "write it under services", "%q is of our own trust domain, and so no external service", clip(s.Foreign))
+	case e.partner(of) == nil && !e.unsure(of):
+		e.report.at(*s.foreign, codeNoCaller, "write federation: {"+of+": {bundle: https://...}} in "+rootFile, "%q is no trust domain of the federation", clip(of))
+	case s.Protocol == merlon.TCP:
+		e.report.add(*s.foreign, codeContradiction, "remove the one or the other", []merlon.Pos{s.protocol.pos}, "the gate adds no TLS to tcp, by which %s could prove who it is", s.Name)
+	case s.hostless && len(s.Addresses) == 0:
+		e.report.at(s.name, codeMissingKey, "write address: dns:HOST:PORT", "external service without hosts needs the key %q", "address")
+	}
+}

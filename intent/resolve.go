@@ -244,6 +244,12 @@ func (e *estate) readContract(s *serviceDef, rec *recorder) {
 
 func (e *estate) resolveHosts(s *serviceDef) {
 	switch {
+	case s.hostless && s.foreign == nil:
+		e.report.at(s.name, codeMissingKey, "write hosts: public host names", "external service needs the key %q", "hosts")
+	case s.foreign != nil:
+		e.resolveProof(s)
+	}
+	switch {
 	case s.External && s.Protocol == merlon.TCP:
 		e.resolveTarget(s)
 	case s.External:

@@ -29,7 +29,7 @@ func language() *shape {
 			doc:     "What calls and is called, by name. A service has one definition, in one file, so that its owner sees every rule about it.",
 			example: "trustDomain: shop.example\nservices:\n  web: {address: 10.0.1.5:8080}\n  orders:\n    operations: {getOrder: \"GET /orders/{id}\"}\n    callers: {web: [getOrder]}\n"},
 		{name: "external", shape: &shape{dict: &shape{object: externalKeys(operations, callers)}, names: nameText("external service"), empty: true},
-			doc:     "Services that are not ours, reached over public TLS. They cannot call.",
+			doc:     "Services that are not ours, reached over public TLS or, in another trust domain, by their SPIFFE ID. They cannot call.",
 			example: inExternal("")},
 		{name: "guardrails", shape: &shape{list: &shape{object: guardrailKeys()}, empty: true},
 			doc:     "Denials that the owner of a service cannot lift. They go before every rule, also in shadow mode.",
@@ -302,20 +302,44 @@ func workloadKeys() []key {
 			example: inService("workload: {systemd: {unit: orders.service}}")},
 		{name: "docker", doc: "By the container that it is in, as the Docker Engine of the gate's host describes it.",
 			shape: &shape{object: []key{
-				{name: "image", doc: "The image's digest: that of its configuration (`docker images --no-trunc`), or the one under which it was pulled.",
-					shape:   &shape{text: &text{what: "a digest, sha256: and 64 hexadecimal digits", pattern: `^sha256:[0-9a-f]{64}$`}},
+				{name: "image", doc: "The image's digest: that of its configuration (`docker images --no-trunc`), or the one under which it was pulled. With a name before it, `NAME@DIGEST`, it must have been pulled by that name.",
+					shape:   &shape{text: imageDigest()},
 					example: inService("workload: {docker: {image: \"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"}}")},
 				{name: "label", doc: "Labels of the container, all of which it must have.",
-					shape: &shape{dict: &shape{text: &text{what: "a value", number: true}},
-						names: &text{what: "label names", pattern: `^[a-zA-Z0-9][a-zA-Z0-9_./\-]{0,127}$`, code: codeName}},
+					shape:   containerLabels(),
 					example: inService("workload: {docker: {label: {app: orders}}}")},
 			}},
 			example: inService("workload: {docker: {label: {app: orders}}}")},
+		{name: "containerd", doc: "By the container that it is in, as containerd of the gate's host describes it.",
+			shape: &shape{object: []key{
+				{name: "namespace", def: "default", doc: "The namespace of containerd that the container is in: Kubernetes has `k8s.io`, nerdctl and ctr have `default`.",
+					shape:   &shape{text: &text{what: "the name of a namespace", pattern: `^[a-zA-Z0-9][a-zA-Z0-9._\-]{0,75}$`}},
+					example: inService("workload: {containerd: {namespace: k8s.io, label: {app: orders}}}")},
+				{name: "image", doc: "The image's digest: that of its index, its manifest or its configuration. The container must have begun with the layers that this digest names, " +
+					"whatever its image is called today. With a name before it, `NAME@DIGEST`, it must have been made of an image of that name, too.",
+					shape:   &shape{text: imageDigest()},
+					example: inService("workload: {containerd: {image: \"registry.example/orders@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"}}")},
+				{name: "label", doc: "Labels of the container, all of which it must have.",
+					shape:   containerLabels(),
+					example: inService("workload: {containerd: {label: {app: orders}}}")},
+			}},
+			example: inService("workload: {containerd: {label: {app: orders}}}")},
 		{name: "kubernetes", doc: "By the service account that its pod runs as, `NAMESPACE/NAME`. The token that is projected into the pod proves it, by the cluster's keys.",
 			shape: &shape{text: &text{what: "NAMESPACE/SERVICEACCOUNT",
 				pattern: `^[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9.\-]{0,251}[a-z0-9])?$`}},
 			example: inService("workload: {kubernetes: shop/orders}")},
 	}
+}
+
+// imageDigest is what a container's image is known by.
+func imageDigest() *text {
+	return &text{what: "a digest, sha256: and 64 hexadecimal digits, with or without NAME@ before it",
+		pattern: `^([a-z0-9][a-zA-Z0-9._:/\-]{0,254}@)?sha256:[0-9a-f]{64}$`}
+}
+
+func containerLabels() *shape {
+	return &shape{dict: &shape{text: &text{what: "a value", number: true}},
+		names: &text{what: "label names", pattern: `^[a-zA-Z0-9][a-zA-Z0-9_./\-]{0,127}$`, code: codeName}}
 }
 
 func runKeys() []key {
@@ -370,15 +394,20 @@ func callersShape(limit *shape) *shape {
 
 func externalKeys(operations, callers *shape) []key {
 	own := []key{
-		{name: "hosts", required: true, shape: &shape{list: &shape{text: &text{what: "public host names", check: externalHost, code: codeHost, pattern: `^(\[[0-9a-f:.]+\]|[a-z0-9\-.]+)(:[1-9][0-9]*)?$`}}},
-			doc:     "The names under which it is called, and for which it has a public certificate. With `protocol: tcp` one host with its port, which is 443 if left out.",
+		{name: "hosts", shape: &shape{list: &shape{text: &text{what: "public host names", check: externalHost, code: codeHost, pattern: `^(\[[0-9a-f:.]+\]|[a-z0-9\-.]+)(:[1-9][0-9]*)?$`}}},
+			doc:     "The names under which it is called, and for which it has a public certificate. With `protocol: tcp` one host with its port, which is 443 if left out. Required, unless `spiffe` says who it is.",
 			example: inExternal("")},
+		{name: "spiffe", shape: &shape{text: &text{what: "a workload of another trust domain", check: foreignName, pattern: `^[a-z0-9._\-]+(/[A-Za-z0-9._\-]+)+$`}},
+			doc: "The workload of another trust domain that it is, by trust domain and path: `partner.example/billing` is `spiffe://partner.example/billing`. The trust domain is one of the `federation`. " +
+				"The gate proves its own service by its SVID, and the other side has to prove exactly this ID by the bundle of that trust domain: no public certificate counts. " +
+				"It is called by its name here, and by its `hosts` if it has any; without them it needs an `address`.",
+			example: inFederation("") + "services:\n  payments: {}\nexternal:\n  billing:\n    spiffe: partner.example/billing\n    address: dns:billing.partner.example:8443\n    operations: {invoice: 'GET /invoices/{id}'}\n    callers: {payments: [invoice]}\n"},
 	}
 	for _, k := range serviceKeys(operations, callers) {
 		switch k.name {
 		case "address":
 			k.doc = "Where it is reached, when not at port 443 of its hosts."
-			k.def = "`dns:HOST:443` for each of the hosts"
+			k.def = "`dns:HOST:443` for each of the hosts; without hosts it is required"
 			k.example = inExternal("address: dns:proxy.internal:3128")
 		case "operations":
 			k.doc = "What may be called there, as for a service. Left out together with `contract`, there are two operations: `any`, every method and path, and `root`, every method at `/`."

@@ -95,6 +95,15 @@ func foreign(s string) *problem {
 	return nil
 }
 
+// foreignName is foreign for what may not be a name of ours.
+func foreignName(s string) *problem {
+	if !strings.Contains(s, "/") || strings.Contains(s, "://") {
+		return &problem{codeName, fmt.Sprintf("%q is not the name of a workload", clip(s)),
+			"write its trust domain and the path of its SPIFFE ID, such as partner.example/billing"}
+	}
+	return foreign(s)
+}
+
 // spiffeID checks a SPIFFE ID of a workload (SPIFFE-ID 2).
 func spiffeID(s string) *problem {
 	rest, ok := strings.CutPrefix(s, "spiffe://")

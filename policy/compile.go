@@ -125,6 +125,10 @@ func reserved(name string) bool {
 // service compiles the operations and the rules of s.
 func (c *compiler) service(s *service) {
 	shadow := c.in.Mode == merlon.Shadow || s.Mode == merlon.Shadow
+	if of := merlon.ForeignDomain(s.Foreign); s.Foreign != "" && (!s.External || c.in.Partner(of) == nil || of == c.in.TrustDomain) {
+		c.add(merlon.Diagnostic{Pos: s.Pos, Code: "E0302", Message: fmt.Sprintf("service %q is to prove to be %q, whose trust domain is no partner", s.Name, s.Foreign),
+			Hint: "add its trust domain to the federation, and the service to those that are external"})
+	}
 	list := s.Operations
 	s.opaque = opaque(s.Service)
 	if s.opaque {

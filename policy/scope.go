@@ -77,7 +77,7 @@ func (sc *Scoper) Scope(place merlon.Place) merlon.Intent {
 		p.outbound(s)
 		p.guardrails(s)
 		out.Gateway = p.gateway(s)
-		out.Federation = p.federation(s)
+		out.Federation = p.federation(s) // after outbound, for those that s calls
 	}
 	out.Guardrails = p.guards
 	p.zones()
@@ -180,7 +180,7 @@ func (p *part) callee(s *merlon.Service, who func(caller string) bool, all bool)
 	t.Protocol, t.Mode = s.Protocol, s.Mode
 	t.Timeout, t.Retry, t.MaxBody, t.Slashes = s.Timeout, s.Retry, s.MaxBody, s.Slashes
 	if s.External {
-		t.Hosts = s.Hosts
+		t.Hosts, t.Foreign = s.Hosts, s.Foreign
 	}
 	t.Rules, t.Operations = nil, nil
 	wanted := map[string]bool{}
@@ -356,14 +356,19 @@ func (p *part) gateway(s *merlon.Service) *merlon.Gateway {
 	return g
 }
 
-// federation is the names of the trust domains of which a workload may call s.
+// federation is the names of the trust domains of which a workload may call s, or
+// be called by it.
 // Where their bundles come from is not for gates to know: those come with the
 // gate's own.
 func (p *part) federation(s *merlon.Service) []merlon.Partner {
 	var list []merlon.Partner
 	for i := range p.in.Federation {
 		partner := &p.in.Federation[i]
-		if slices.ContainsFunc(s.Rules, func(r merlon.Rule) bool { return merlon.ForeignDomain(r.Caller) == partner.TrustDomain }) {
+		called := false
+		for _, callee := range p.services {
+			called = called || merlon.ForeignDomain(callee.Foreign) == partner.TrustDomain
+		}
+		if called || slices.ContainsFunc(s.Rules, func(r merlon.Rule) bool { return merlon.ForeignDomain(r.Caller) == partner.TrustDomain }) {
 			list = append(list, merlon.Partner{TrustDomain: partner.TrustDomain, Pos: partner.Pos})
 		}
 	}

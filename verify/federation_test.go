@@ -45,3 +45,45 @@ func TestFederationChange(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestProofChange: who proves to be a service that is called is told as who proves
+// to be a caller is.
+func TestProofChange(t *testing.T) {
+	t.Parallel()
+	compile := func(foreign, bundle string) *policy.Policy {
+		t.Helper()
+		out, ds := policy.Compile(&merlon.Intent{TrustDomain: "shop.example", Federation: []merlon.Partner{{TrustDomain: "bank.example", Bundle: bundle}},
+			Services: []merlon.Service{{Name: "billing", External: true, Foreign: foreign, Hosts: []string{"billing.example"}, Operations: []merlon.Operation{{Name: "get", Method: "GET", Path: "/"}}}}})
+		if ds.Failed() {
+			t.Fatal(ds)
+		}
+		return out
+	}
+	const a, b, from = "bank.example/a", "bank.example/b", "https://bank.example/"
+	for _, tt := range []struct{ was, is, bundle, want string }{
+		{a, b, from, "billing proves itself by the SPIFFE ID spiffe://bank.example/b, did by the SPIFFE ID spiffe://bank.example/a"},
+		{a, "", from, "billing proves itself by a public certificate, did by the SPIFFE ID spiffe://bank.example/a"},
+		{"", a, from, "billing proves itself by the SPIFFE ID spiffe://bank.example/a, did by a public certificate"},
+		{a, a, from + "x", "another bundle endpoint"},
+	} {
+		if got := Diff(compile(tt.was, from), compile(tt.is, tt.bundle)); len(got) != 1 || got[0].Kind != Trusted || !strings.Contains(got[0].Text, tt.want) {
+			t.Errorf("%+v: %+v", tt, got)
+		}
+	}
+}
+
+// TestProofOfNobody: what a service has to prove must be provable.
+func TestProofOfNobody(t *testing.T) {
+	t.Parallel()
+	for _, s := range []merlon.Service{
+		{Name: "billing", External: true, Foreign: "other.example/a"},
+		{Name: "billing", External: true, Foreign: "shop.example/a"},
+		{Name: "billing", External: true, Foreign: "bank.example"},
+		{Name: "billing", Foreign: "bank.example/a"},
+	} {
+		in := &merlon.Intent{TrustDomain: "shop.example", Federation: []merlon.Partner{{TrustDomain: "bank.example"}}, Services: []merlon.Service{s}}
+		if _, ds := policy.Compile(in); !ds.Failed() || ds[0].Code != "E0302" {
+			t.Errorf("%+v: %v", s, ds)
+		}
+	}
+}

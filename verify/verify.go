@@ -260,7 +260,22 @@ func (d *differ) trust() {
 			d.add(Change{Kind: Trusted, Service: name, Old: a.Pos, New: b.Pos,
 				Text: fmt.Sprintf("%s is recognised by %s, was by %s", name, signs(b), signs(a))})
 		}
+		if a.Foreign != b.Foreign {
+			d.add(Change{Kind: Trusted, Service: name, Old: a.Pos, New: b.Pos,
+				Text: fmt.Sprintf("%s proves itself by %s, did by %s", name, proof(b), proof(a))})
+		}
 	}
+}
+
+// proof is how a service that is called shows who it is.
+func proof(s *merlon.Service) string {
+	switch {
+	case s.Foreign != "":
+		return "the SPIFFE ID spiffe://" + s.Foreign
+	case s.External:
+		return "a public certificate"
+	}
+	return "our own authority"
 }
 
 func signs(s *merlon.Service) string {

@@ -92,7 +92,7 @@ func (s *Server) roots(c *changes) (all map[string][]byte, key string) {
 	all = map[string][]byte{}
 	for _, b := range c.federated {
 		if der := bytes.Join(b.DER, nil); len(der) > 0 {
-			all["spiffe://"+b.TrustDomain] = der
+			all[scheme+b.TrustDomain] = der
 			key += b.TrustDomain + "\n" + string(der)
 		}
 	}
@@ -116,7 +116,7 @@ func (s *Server) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.Se
 }
 
 // domain is the SPIFFE ID of the trust domain.
-func (s *Server) domain() string { return "spiffe://" + s.cfg.TrustDomain }
+func (s *Server) domain() string { return scheme + s.cfg.TrustDomain }
 
 // FetchJWTSVID gives a JWT-SVID for an audience.
 func (s *Server) FetchJWTSVID(ctx context.Context, r *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
@@ -155,7 +155,7 @@ func (s *Server) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream grpc.Serv
 		all, key := map[string][]byte{}, string(jwks)
 		for _, b := range c.federated {
 			if b.Keys() > 0 {
-				all["spiffe://"+b.TrustDomain] = b.JWKS
+				all[scheme+b.TrustDomain] = b.JWKS
 				key += b.TrustDomain + "\n" + string(b.JWKS)
 			}
 		}

@@ -39,10 +39,10 @@ const (
 	maxStreams      = 32   // at a time on one connection
 	maxMessage      = 64 << 10
 	maxHeader       = 8 << 10
-	maxTokens       = 100             // JWT-SVIDs at once for one workload, then tokenRate
-	tokenRate       = 20              // a second
-	idleTime        = 5 * time.Minute // of a connection without calls
-	handshakeTime   = 5 * time.Second
+	maxTokens       = 100              // JWT-SVIDs at once for one workload, then tokenRate
+	tokenRate       = 20               // a second
+	idleTime        = 5 * time.Minute  // of a connection without calls
+	handshakeTime   = 30 * time.Second // a node where a thousand start at once is slow
 )
 
 // Config of a Server.
@@ -133,6 +133,9 @@ func (s *Server) Close() {
 	s.grpc.Stop()
 }
 
+// scheme begins every SPIFFE ID.
+const scheme = "spiffe://"
+
 // header is the metadata that a Workload API call must have (SPIFFE Workload
 // Endpoint 5): what a server is tricked to fetch (SSRF) has not.
 const header = "workload.spiffe.io"
@@ -166,7 +169,7 @@ func (s *Server) identify(ctx context.Context) (string, error) {
 		}
 		return "", denied()
 	}
-	return "spiffe://" + s.cfg.TrustDomain + "/" + name, nil
+	return scheme + s.cfg.TrustDomain + "/" + name, nil
 }
 
 // denied is all that a caller without identity hears.
@@ -251,35 +254,52 @@ func (s *Server) take(id string, now time.Time) bool {
 // shared is the SVID of one workload, renewed while anybody streams it. All
 // processes of a workload have the same key.
 type shared struct {
+	users  int           // of Server.mu
+	ready  chan struct{} // closed when what follows is known
 	source *authority.Source
-	users  int
+	err    error
 	cancel context.CancelFunc
 }
 
-// acquire gives the workload's SVID until release.
+// acquire gives the workload's SVID until release. Who is first has it issued,
+// and others of the same workload wait for that; other workloads do not.
 func (s *Server) acquire(id string) (*authority.Source, func(), error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	h := s.svids[id]
-	if h == nil {
-		ctx, cancel := context.WithCancel(s.ctx)
-		source, err := s.cfg.Authority.Source(ctx, id, s.cfg.Log)
-		if err != nil {
-			cancel()
-			return nil, nil, err
-		}
-		h = &shared{source: source, cancel: cancel}
+	h, first := s.svids[id], s.svids[id] == nil
+	if first {
+		h = &shared{ready: make(chan struct{})}
 		s.svids[id] = h
 	}
 	h.users++
-	return h.source, sync.OnceFunc(func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if h.users--; h.users == 0 {
-			h.cancel()
-			delete(s.svids, id)
-		}
-	}), nil
+	s.mu.Unlock()
+	if first {
+		var ctx context.Context
+		ctx, h.cancel = context.WithCancel(s.ctx)
+		h.source, h.err = s.cfg.Authority.Source(ctx, id, s.cfg.Log)
+		close(h.ready)
+	}
+	<-h.ready
+	release := sync.OnceFunc(func() { s.release(id, h) })
+	if h.err != nil {
+		release()
+		return nil, nil, h.err
+	}
+	return h.source, release, nil
+}
+
+// release lets go of an SVID. Nobody renews what nobody streams. One that could
+// not be issued is forgotten at once: who comes next tries again.
+func (s *Server) release(id string, h *shared) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h.users--
+	if h.users > 0 && h.err == nil {
+		return
+	}
+	h.cancel()
+	if s.svids[id] == h {
+		delete(s.svids, id)
+	}
 }
 
 // unavailable is the answer when the authority cannot issue: the cause is for

@@ -40,6 +40,7 @@ type estate struct {
 	authority *authority.Authority
 	path      string // of the socket
 	tcp       string
+	partners  *federation
 
 	mu      sync.Mutex
 	in      *attest.Attestor
@@ -92,9 +93,9 @@ func start(t testing.TB, opt authority.Options, services ...merlon.Service) *est
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &estate{authority: a, changed: make(chan struct{})}
+	e := &estate{authority: a, partners: &federation{changed: make(chan struct{})}, changed: make(chan struct{})}
 	e.apply(t, services...)
-	e.Server, err = New(Config{Authority: a, TrustDomain: td, Identify: e.identify, Changed: e.stale})
+	e.Server, err = New(Config{Authority: a, TrustDomain: td, Identify: e.identify, Changed: e.stale, Federated: e.partners.get})
 	if err != nil {
 		t.Fatal(err)
 	}

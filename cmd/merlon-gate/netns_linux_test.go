@@ -29,14 +29,15 @@ import (
 	"merlon/authority"
 	"merlon/intent"
 	"merlon/internal/capture"
+	"merlon/internal/netns"
 	"merlon/policy"
 )
 
 const gateUID, appUID = 61001, 61002
 
-// netns is a network namespace that stands for a host.
-type netns struct {
-	*capture.Namespace
+// host is a network namespace that stands for a host.
+type host struct {
+	*netns.Namespace
 	t    *testing.T
 	name string
 }
@@ -49,7 +50,7 @@ func command(t *testing.T, name string, args ...string) {
 }
 
 // newNetns makes one, where this machine can.
-func newNetns(t *testing.T, name string) *netns {
+func newNetns(t *testing.T, name string) *host {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces and nftables need root")
@@ -64,17 +65,17 @@ func newNetns(t *testing.T, name string) *netns {
 		t.Skipf("this machine makes no network namespaces: %s", out)
 	}
 	t.Cleanup(func() { exec.Command("ip", "netns", "del", name).Run() })
-	n, err := capture.OpenNamespace(name)
+	n, err := netns.Open(name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { n.Close() })
 	command(t, "ip", "-n", name, "link", "set", "lo", "up")
-	return &netns{n, t, name}
+	return &host{n, t, name}
 }
 
 // listen listens in the namespace.
-func (n *netns) listen(address string) net.Listener {
+func (n *host) listen(address string) net.Listener {
 	n.t.Helper()
 	var l net.Listener
 	if err := n.Do(func() (err error) { l, err = net.Listen("tcp", address); return err }); err != nil {
@@ -86,7 +87,7 @@ func (n *netns) listen(address string) net.Listener {
 
 // dial connects as a program of the namespace; mark is what it puts on its
 // packets.
-func (n *netns) dial(address string, mark int) (c net.Conn, err error) {
+func (n *host) dial(address string, mark int) (c net.Conn, err error) {
 	err = n.Do(func() error {
 		d := net.Dialer{Timeout: 5 * time.Second, FallbackDelay: -1}
 		d.Control = func(_, _ string, raw syscall.RawConn) (err error) {
@@ -105,7 +106,7 @@ func (n *netns) dial(address string, mark int) (c net.Conn, err error) {
 }
 
 // ask sends a request, and returns all that comes back.
-func (n *netns) ask(address, host string, mark int) string {
+func (n *host) ask(address, host string, mark int) string {
 	c, err := n.dial(address, mark)
 	if err != nil {
 		return err.Error()
@@ -120,7 +121,7 @@ func (n *netns) ask(address, host string, mark int) string {
 }
 
 // start runs a gate in the namespace, as a user of its own.
-func (n *netns) start(a *authority.Authority, l *intent.Loaded, service string, endpoints map[string][]merlon.Endpoint, args ...string) (said func() string) {
+func (n *host) start(a *authority.Authority, l *intent.Loaded, service string, endpoints map[string][]merlon.Endpoint, args ...string) (said func() string) {
 	n.t.Helper()
 	t, dir := n.t, n.t.TempDir()
 	place := merlon.Place{Service: service}
@@ -184,10 +185,10 @@ func (n *netns) start(a *authority.Authority, l *intent.Loaded, service string, 
 }
 
 // pair is two hosts with a cable between them.
-func pair(t *testing.T) (a, b *netns) {
+func pair(t *testing.T) (a, b *host) {
 	a, b = newNetns(t, "a"), newNetns(t, "b")
 	command(t, "ip", "-n", a.name, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", b.name)
-	for i, n := range []*netns{a, b} {
+	for i, n := range []*host{a, b} {
 		command(t, "ip", "-n", n.name, "addr", "add", fmt.Sprintf("10.77.0.%d/24", i+1), "dev", "cable")
 		command(t, "ip", "-n", n.name, "addr", "add", fmt.Sprintf("fd77::%d/64", i+1), "dev", "cable", "nodad")
 		command(t, "ip", "-n", n.name, "link", "set", "cable", "up")
@@ -278,7 +279,7 @@ func TestNetnsCapture(t *testing.T) {
 
 // guarded holds that nobody but its gate reaches the service: no program of its
 // host, and no other, even when nothing is captured any more.
-func guarded(t *testing.T, a, b *netns, rules capture.Rules) {
+func guarded(t *testing.T, a, b *host, rules capture.Rules) {
 	t.Helper()
 	const reached = "reached"
 	if got := b.ask("10.77.0.2:8080", "orders", 0); strings.Contains(got, reached) {

@@ -31,8 +31,11 @@ type ownRule struct {
 	attestor *attest.Attestor // more than that; nil otherwise
 }
 
-// dockerSocket is where the Docker Engine listens.
-const dockerSocket = "/var/run/docker.sock"
+// Where container engines listen.
+const (
+	dockerSocket     = "/var/run/docker.sock"
+	containerdSocket = "/run/containerd/containerd.sock"
+)
 
 // ruleOf reads the orders. What cannot be checked here is an error.
 func ruleOf(orders *merlon.Orders) (r ownRule, err error) {
@@ -45,7 +48,7 @@ func ruleOf(orders *merlon.Orders) (r ownRule, err error) {
 	}
 	r.service = svc.Name
 	if all := svc.Workload.Selectors(); len(all) != 1 || svc.Workload.UnixUser == "" {
-		r.attestor, err = attest.New(&merlon.Intent{Services: []merlon.Service{*svc}}, attest.Options{Docker: dockerSocket})
+		r.attestor, err = attest.New(&merlon.Intent{Services: []merlon.Service{*svc}}, attest.Options{Docker: dockerSocket, Containerd: containerdSocket})
 		return r, err
 	}
 	if r.uid, err = sockowner.UserID(svc.Workload.UnixUser); err != nil {

@@ -28,7 +28,10 @@ type server struct {
 	file    orderFile
 
 	own     own
-	fetched *spiffe.Fetched // nil when the SVID is in files
+	source  source          // the gate's own SVID
+	files   *spiffe.Files   // nil when it is another's to give
+	fetched *spiffe.Fetched // nil when it is in files
+	age     age
 	gate    *gate.Gate
 	records *record.Writer
 	admin   *http.Server // nil without an address
@@ -58,8 +61,7 @@ func (s *server) open() error {
 // begin makes the gate and puts its first orders in force.
 func (s *server) begin(orders *merlon.Orders) (err error) {
 	bounds := s.limits(orders.Place)
-	source, rootsOf, err := s.identity(orders)
-	if err != nil {
+	if s.source, err = s.identity(orders); err != nil {
 		return err
 	}
 	s.records, err = record.OpenFree(s.opt.records, record.Options{
@@ -75,8 +77,8 @@ func (s *server) begin(orders *merlon.Orders) (err error) {
 		Captured:    captured,
 		Place:       orders.Place,
 		TrustDomain: orders.Intent.TrustDomain,
-		Source:      source,
-		RootsOf:     rootsOf,
+		Source:      s.source,
+		RootsOf:     s.source.RootsOf,
 		Records:     s.records,
 		Log:         s.log,
 		Bounds:      bounds,
@@ -94,6 +96,7 @@ func (s *server) begin(orders *merlon.Orders) (err error) {
 		return err
 	}
 	s.first, s.orders = orders, orders
+	s.missBundles()
 	return nil
 }
 
@@ -177,7 +180,9 @@ func (s *server) listen() (map[gate.Position]net.Listener, error) {
 	return listeners, nil
 }
 
-// look is how often the file of orders is looked at.
+// look is how often the files of orders and of the SVID are looked at. To be told
+// of changes would take a watch on each directory on their paths: those who
+// mount secrets exchange links, and some file systems tell nothing.
 const look = 200 * time.Millisecond
 
 // loop takes up orders as their file changes, until a signal ends the gate or
@@ -193,6 +198,7 @@ func (s *server) loop(again, stop <-chan os.Signal) error {
 		select {
 		case <-tick.C:
 			s.takeUp(func(o *merlon.Orders) error { return follow(s.gate, &s.own, s.first, o) })
+			s.lookAtSVID(time.Now())
 		case <-again:
 			if next != nil {
 				s.log.Warn("an upgrade is already on its way")
@@ -249,6 +255,7 @@ func (s *server) drain(patience, d time.Duration, stop <-chan os.Signal) error {
 		case <-tick.C:
 			// Where to listen does not matter any more.
 			s.takeUp(func(o *merlon.Orders) error { return s.own.swap(s.gate, o) })
+			s.lookAtSVID(time.Now())
 		}
 	}
 }
@@ -269,6 +276,7 @@ func (s *server) takeUp(swap func(*merlon.Orders) error) {
 	}
 	s.orders, s.behind = orders, false
 	s.log.Info("orders in force", "hash", orders.Hash)
+	s.missBundles()
 }
 
 func (s *server) refused(err error) {

@@ -1,26 +1,17 @@
 package main
 
 import (
-	"bufio"
-	"context"
-	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/pem"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/fstest"
@@ -33,32 +24,14 @@ import (
 
 var soakTime = flag.Duration("soak", 10*time.Second, "how long TestSoak lasts; 5m for all of its 500 changes and 10 upgrades")
 
-const (
-	soakClients = 8                     // of HTTP/1.1, and as many of HTTP/2
-	soakPause   = 10 * time.Millisecond // between two calls of a client
-	soakStreams = 2                     // of each version, that last all the time
-	soakPooled  = 2 * (soakClients + soakStreams)
-)
-
 // soak is the edge and the gates of service b, which speaks HTTP/1.1, and of c,
 // which speaks gRPC, with their apps, under load from outside.
 type soak struct {
-	t        *testing.T
-	edge     *stand
-	b, c     *stand
-	pids     map[*stand]int // of those that serve now
-	gone     []int          // of those that served before
-	listen   string
-	roots    *x509.CertPool
-	quit     chan struct{} // ends the load
-	finish   chan struct{} // ends the streams
-	rest     func()        // ends what clients keep open
-	wg       sync.WaitGroup
-	calls    [3]atomic.Int64 // by version of HTTP
-	lines    atomic.Int64    // of streams
-	messages atomic.Int64    // of gRPC
-	texts    atomic.Int64    // of WebSockets
-	failures chan error
+	*traffic
+	edge *stand
+	b, c *stand
+	pids map[*stand]int // of those that serve now
+	gone []int          // of those that served before
 }
 
 // TestSoak: for as long as -soak says, gates are upgraded and get new orders
@@ -76,14 +49,10 @@ func TestSoak(t *testing.T) {
 	s.change(swaps, upgrades)
 	close(s.quit)
 	close(s.finish)
-	s.wg.Wait()
+	s.clients.Wait()
+	s.streams.Wait()
 	s.rest()
-	if n := len(s.failures); n > 0 {
-		for range min(n, 10) {
-			t.Error(<-s.failures)
-		}
-		t.Errorf("%d calls failed or were cut off", n)
-	}
+	s.none()
 	for _, g := range s.gates() {
 		pooled := soakPooled
 		if g == s.edge {
@@ -105,16 +74,12 @@ func TestSoak(t *testing.T) {
 func (s *soak) gates() []*stand { return []*stand{s.edge, s.b, s.c} }
 
 func newSoak(t *testing.T) *soak {
-	s := &soak{t: t, quit: make(chan struct{}), finish: make(chan struct{}), failures: make(chan error, 1<<16)}
+	s := &soak{traffic: newTraffic(t)}
+	s.host, s.grpc = "shop.example", "shop.example"
 	s.b = newStand(t, http.HandlerFunc(s.app))
 	s.edge = &stand{t: t, dir: t.TempDir(), auth: s.b.auth, ended: make(chan error, 1)}
 	s.edge.svid("gateway")
-	talk := httptest.NewUnstartedServer(http.HandlerFunc(talk))
-	talk.Config.Protocols = new(http.Protocols)
-	talk.Config.Protocols.SetUnencryptedHTTP2(true)
-	talk.Start()
-	t.Cleanup(talk.Close)
-	s.c = &stand{t: t, dir: t.TempDir(), auth: s.b.auth, app: talk.Listener.Addr().String(), ended: make(chan error, 1)}
+	s.c = &stand{t: t, dir: t.TempDir(), auth: s.b.auth, app: talker(t), ended: make(chan error, 1)}
 	s.c.svid("c")
 	cert, chain, err := s.b.auth.EdgeCertificate([]string{"shop.example"})
 	if err != nil {
@@ -124,8 +89,8 @@ func newSoak(t *testing.T) *soak {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.roots = x509.NewCertPool()
-	s.roots.AppendCertsFromPEM(chain)
+	s.secure = &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "shop.example"}
+	s.secure.RootCAs.AppendCertsFromPEM(chain)
 	s.edge.write("edge.pem", chain)
 	s.edge.write("edge.key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
 	// As systemd does, so that the port is ours from the beginning.
@@ -156,113 +121,6 @@ func newSoak(t *testing.T) *soak {
 		s.pids[g] = g.cmd.Process.Pid
 	}
 	return s
-}
-
-// talk is an application of gRPC that says again what it is told.
-func talk(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "application/grpc")
-	w.Header().Set("Trailer", "Grpc-Status")
-	w.WriteHeader(200)
-	for buf := make([]byte, 4<<10); ; {
-		http.NewResponseController(w).Flush()
-		n, err := r.Body.Read(buf)
-		w.Write(buf[:n])
-		if err == io.EOF {
-			w.Header().Set("Grpc-Status", "0")
-			return
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
-// app answers, echoes and streams.
-func (s *soak) app(w http.ResponseWriter, r *http.Request) {
-	switch r.URL.Path {
-	case "/echo":
-		body, _ := io.ReadAll(r.Body)
-		w.Write(body)
-	case "/room":
-		room(w, r)
-	case "/stream":
-		tick := time.NewTicker(50 * time.Millisecond)
-		defer tick.Stop()
-		for n := 0; ; n++ {
-			fmt.Fprintf(w, "line %d\n", n)
-			http.NewResponseController(w).Flush()
-			select {
-			case <-r.Context().Done():
-				return
-			case <-s.finish:
-				io.WriteString(w, "end\n")
-				return
-			case <-tick.C:
-			}
-		}
-	default:
-		io.WriteString(w, "done")
-	}
-}
-
-// room is a WebSocket that says again what it is told: the frames of its client
-// are masked with zeros, and all of one length.
-func room(w http.ResponseWriter, r *http.Request) {
-	sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11")) // RFC 6455 1.3
-	c, buf, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		return
-	}
-	defer c.Close()
-	fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
-		base64.StdEncoding.EncodeToString(sum[:]))
-	for frame := make([]byte, len(maskedHead)+8); ; {
-		if _, err := io.ReadFull(buf, frame); err != nil {
-			return
-		}
-		if _, err := c.Write(append([]byte("\x81\x08"), frame[len(maskedHead):]...)); err != nil {
-			return
-		}
-	}
-}
-
-// maskedHead begins a text of 8 bytes from a client.
-const maskedHead = "\x81\x88\x00\x00\x00\x00"
-
-// enter is a client of room.
-func (s *soak) enter(config *tls.Config, begun *sync.WaitGroup) error {
-	var once sync.Once
-	defer once.Do(begun.Done)
-	c, err := tls.Dial("tcp", s.listen, config)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	io.WriteString(c, "GET /room HTTP/1.1\r\nHost: shop.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
-	r := bufio.NewReader(c)
-	res, err := http.ReadResponse(r, nil)
-	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
-		return fmt.Errorf("%v, %w", res, err)
-	}
-	for n := 0; ; n++ {
-		select {
-		case <-s.finish:
-			return nil
-		case <-time.After(50 * time.Millisecond):
-		}
-		text := fmt.Sprintf("%08d", n)
-		c.SetDeadline(time.Now().Add(30 * time.Second))
-		if _, err := io.WriteString(c, maskedHead+text); err != nil {
-			return fmt.Errorf("message %d: %w", n, err)
-		}
-		got := make([]byte, 2+len(text))
-		if _, err := io.ReadFull(r, got); err != nil || string(got) != "\x81\x08"+text {
-			return fmt.Errorf("message %d: %q, %w", n, got, err)
-		}
-		s.texts.Add(1)
-		once.Do(begun.Done)
-	}
 }
 
 // orders writes orders that say the same as all before about what is called,
@@ -330,203 +188,6 @@ func (s *soak) change(swaps, upgrades int) {
 			var ready readiness
 			return fetch(s.t, g.address("admin"), "/readyz", &ready) == 200 && ready.Orders == hash
 		})
-	}
-}
-
-// load begins to call and to stream.
-func (s *soak) load() {
-	config := &tls.Config{RootCAs: s.roots, ServerName: "shop.example"}
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "tcp", s.listen)
-	}
-	one := func() *http.Client { // over a connection of its own
-		return &http.Client{Transport: &http.Transport{DialContext: dial, TLSClientConfig: config.Clone()}}
-	}
-	two := &http.Client{Transport: &http.Transport{DialContext: dial, TLSClientConfig: config.Clone(), ForceAttemptHTTP2: true}}
-	s.t.Cleanup(two.CloseIdleConnections)
-	s.rest = two.CloseIdleConnections
-	begun := new(sync.WaitGroup)
-	for range soakStreams {
-		for _, c := range []*http.Client{one(), two} {
-			begun.Add(1)
-			s.wg.Go(func() { s.fail("stream", s.stream(c, begun)) })
-		}
-		begun.Add(2)
-		s.wg.Go(func() { s.fail("gRPC", s.converse(two, begun)) })
-		s.wg.Go(func() { s.fail("WebSocket", s.enter(config, begun)) })
-	}
-	begun.Wait()
-	for range soakClients {
-		s.wg.Go(func() { s.fail("HTTP/1.1", s.plain(config)) })
-		s.wg.Go(func() { s.fail("HTTP/2", s.client(two)) })
-	}
-}
-
-func (s *soak) fail(what string, err error) {
-	if err != nil {
-		s.failures <- fmt.Errorf("%s: %w", what, err)
-	}
-}
-
-// pause waits before the next call, and reports whether there is to be one.
-func (s *soak) pause() bool {
-	select {
-	case <-s.quit:
-		return false
-	case <-time.After(soakPause):
-		return true
-	}
-}
-
-// plain calls over one connection at a time, and never sends a call again.
-func (s *soak) plain(config *tls.Config) error {
-	var c net.Conn
-	var r *bufio.Reader
-	defer func() {
-		if c != nil {
-			c.Close()
-		}
-	}()
-	for n := 0; s.pause(); n++ {
-		if c == nil {
-			var err error
-			if c, err = tls.Dial("tcp", s.listen, config); err != nil {
-				return err
-			}
-			r = bufio.NewReader(c)
-		}
-		c.SetDeadline(time.Now().Add(30 * time.Second))
-		request, want := "GET /hello HTTP/1.1\r\nHost: shop.example\r\n\r\n", "done"
-		if n%4 == 0 {
-			want = strings.Repeat(strconv.Itoa(n), 1+n%2000)
-			request = fmt.Sprintf("POST /echo HTTP/1.1\r\nHost: shop.example\r\nContent-Length: %d\r\n\r\n%s", len(want), want)
-		}
-		if _, err := io.WriteString(c, request); err != nil {
-			return fmt.Errorf("call %d: %w", n, err)
-		}
-		res, err := http.ReadResponse(r, nil)
-		if err != nil {
-			return fmt.Errorf("call %d: %w", n, err)
-		}
-		if err := same(res, want); err != nil {
-			return fmt.Errorf("call %d: %w", n, err)
-		}
-		s.calls[1].Add(1)
-		if res.Close {
-			c.Close()
-			c = nil
-		}
-	}
-	return nil
-}
-
-func same(res *http.Response, want string) error {
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != 200 || string(body) != want {
-		return fmt.Errorf("%d %s %.40q, %w", res.StatusCode, res.Header.Get("Merlon-Reason"), body, err)
-	}
-	return nil
-}
-
-// client calls by the standard library's client.
-func (s *soak) client(c *http.Client) error {
-	for n := 0; s.pause(); n++ {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-		method, path, want := http.MethodGet, "/hello", "done"
-		var body io.Reader
-		if n%4 == 0 {
-			want = strings.Repeat(strconv.Itoa(n), 1+n%2000)
-			method, path, body = http.MethodPost, "/echo", strings.NewReader(want)
-		}
-		req, err := http.NewRequestWithContext(ctx, method, "https://shop.example"+path, body)
-		if err == nil {
-			var res *http.Response
-			if res, err = c.Do(req); err == nil {
-				if err = same(res, want); err == nil && res.ProtoMajor != 2 {
-					err = fmt.Errorf("answered in %s", res.Proto)
-				}
-			}
-		}
-		cancel()
-		if err != nil {
-			return fmt.Errorf("call %d: %w", n, err)
-		}
-		s.calls[2].Add(1)
-	}
-	return nil
-}
-
-// stream reads an answer that lasts as long as the test, whoever serves.
-func (s *soak) stream(c *http.Client, begun *sync.WaitGroup) error {
-	defer c.CloseIdleConnections()
-	var once sync.Once
-	defer once.Do(begun.Done)
-	res, err := c.Get("https://shop.example/stream")
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	lines := bufio.NewScanner(res.Body)
-	for n := 0; lines.Scan(); n++ {
-		if lines.Text() == "end" {
-			return nil
-		}
-		if want := fmt.Sprintf("line %d", n); lines.Text() != want {
-			return fmt.Errorf("%q instead of %q", lines.Text(), want)
-		}
-		s.lines.Add(1)
-		once.Do(begun.Done)
-	}
-	return fmt.Errorf("cut off: %v", lines.Err())
-}
-
-const soakContract = `syntax = "proto3";
-package talk;
-message M {}
-service Talk {
-  rpc Again(stream M) returns (stream M);
-}
-`
-
-// converse has one stream of gRPC, with messages both ways, in step.
-func (s *soak) converse(c *http.Client, begun *sync.WaitGroup) error {
-	var once sync.Once
-	defer once.Do(begun.Done)
-	say, body := net.Pipe()
-	defer say.Close()
-	req, err := http.NewRequest(http.MethodPost, "https://shop.example/talk.Talk/Again", body)
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Content-Type", "application/grpc")
-	req.Header.Set("Te", "trailers")
-	res, err := c.Do(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	answers := bufio.NewReader(res.Body)
-	for n := 0; ; n++ {
-		select {
-		case <-s.finish:
-			say.Close()
-			if _, err := io.Copy(io.Discard, answers); err != nil || res.Trailer.Get("Grpc-Status") != "0" {
-				return fmt.Errorf("message %d: the end is %q, %v", n, res.Trailer.Get("Grpc-Status"), err)
-			}
-			return nil
-		case <-time.After(50 * time.Millisecond):
-		}
-		text := fmt.Sprintf("\x00\x00\x00\x00\x08%08d", n)
-		if _, err := io.WriteString(say, text); err != nil {
-			return fmt.Errorf("message %d: %w", n, err)
-		}
-		got := make([]byte, len(text))
-		if _, err := io.ReadFull(answers, got); err != nil || string(got) != text {
-			return fmt.Errorf("message %d: %q, %w", n, got, err)
-		}
-		s.messages.Add(1)
-		once.Do(begun.Done)
 	}
 }
 

@@ -151,6 +151,53 @@ func (u *ui) authorityDir(dir string) (state, trustDomain string, err error) {
 	return filepath.Join(state, authorityName), loaded.Intent.TrustDomain, nil
 }
 
+// lifetimes are those of what the authority signs; 0 is the usual one.
+type lifetimes struct{ svid, intermediate, root time.Duration }
+
+// leastLifetime is the shortest lifetime that may be asked for: a successor has to
+// reach everyone within an eighth of it.
+const leastLifetime = 10 * time.Second
+
+// leastPublished is the shortest life of a root whose bundle other trust domains
+// fetch: it is known for a tenth of its life before it signs, and they look every
+// five minutes.
+const leastPublished = 2 * time.Hour
+
+func (l *lifetimes) flags(c *cobra.Command) {
+	c.Flags().DurationVar(&l.svid, "svid-ttl", 0, "`lifetime` of X.509-SVIDs, 10s to 168h; default is 1h, or that of the intermediate")
+	c.Flags().DurationVar(&l.intermediate, "intermediate-ttl", 0, "`lifetime` of intermediates, from the next one on; default is 2160h, 90 days, or that of the root")
+	c.Flags().DurationVar(&l.root, "root-ttl", 0, "`lifetime` of roots, from the next one on; default is 87672h, ten years")
+}
+
+// check refuses what cannot work.
+func (l *lifetimes) check(o upOptions) error {
+	below, longest := "", 3*87672*time.Hour // what a longer life would outlive
+	for _, f := range []struct {
+		flag    string
+		life    time.Duration
+		longest time.Duration
+	}{{"--root-ttl", l.root, longest}, {"--intermediate-ttl", l.intermediate, longest}, {"--svid-ttl", l.svid, 168 * time.Hour}} {
+		switch {
+		case f.life == 0:
+			continue
+		case f.life < leastLifetime:
+			return usage("%s %v is too short\nhint: %v is the least: what succeeds a certificate has to reach everyone before it is needed", f.flag, f.life, leastLifetime)
+		case f.life > f.longest:
+			return usage("%s %v is too long\nhint: %v is the most", f.flag, f.life, f.longest)
+		case f.life > longest:
+			return usage("%s %v is longer than %s %v\nhint: nothing outlives what signed it", f.flag, f.life, below, longest)
+		}
+		below, longest = f.flag, f.life
+	}
+	switch {
+	case l.root != 0 && o.vault.address != "":
+		return usage("--root-ttl says nothing with --vault: the root is the Vault's")
+	case l.root != 0 && l.root < leastPublished && o.federation.listen != "":
+		return usage("--root-ttl %v is too short with --bundle-endpoint\nhint: %v is the least: other trust domains look for new roots every five minutes only", l.root, leastPublished)
+	}
+	return nil
+}
+
 // vaultOptions say which Vault signs the intermediates.
 type vaultOptions struct{ address, mount, namespace, tokenFile, caFile string }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"merlon/internal/capture"
+	"merlon/internal/netns"
 	"merlon/internal/sockowner"
 )
 
@@ -92,8 +93,8 @@ func readPortList(flag string, list []uint) ([]uint16, error) {
 
 // open opens the namespace. That of the host has to be asked for by name: to
 // capture it cuts off all that runs there.
-func (o *captureOptions) open() (*capture.Namespace, error) {
-	n, err := capture.OpenNamespace(o.netns)
+func (o *captureOptions) open() (*netns.Namespace, error) {
+	n, err := netns.Open(o.netns)
 	if err != nil {
 		return nil, plainly(err)
 	}
@@ -141,7 +142,7 @@ func newCaptureVerify(u *ui) *cobra.Command {
 	return c
 }
 
-func (o *captureOptions) prove(ctx context.Context, u *ui, do func(context.Context, *capture.Namespace, capture.Rules) (capture.Proof, error)) error {
+func (o *captureOptions) prove(ctx context.Context, u *ui, do func(context.Context, capture.Namespace, capture.Rules) (capture.Proof, error)) error {
 	r, err := o.read()
 	if err != nil {
 		return err
@@ -171,7 +172,7 @@ func newCaptureRemove(u *ui) *cobra.Command {
 		Short: "remove all that add has set up",
 		Args:  takes(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			n, err := capture.OpenNamespace(o.netns)
+			n, err := netns.Open(o.netns)
 			if err != nil {
 				return plainly(err)
 			}

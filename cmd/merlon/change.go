@@ -49,7 +49,7 @@ func (s *system) prepare(ctx context.Context, in *merlon.Intent) (err error) {
 		}
 	}()
 	for _, place := range places(in) {
-		if have := s.gates[place]; have != nil && (place != merlon.Edge || have.in == in.Gateway.Listen) {
+		if have := s.gates[place]; have != nil && have.fits(in, s.isolates(in.Service(place.Service))) {
 			continue
 		}
 		r, err := s.startGate(in, place)
@@ -59,6 +59,14 @@ func (s *system) prepare(ctx context.Context, in *merlon.Intent) (err error) {
 		s.next.gates[place] = r
 	}
 	return s.preparePrograms(ctx, in)
+}
+
+// fits reports whether a gate can stay where it is.
+func (r *running) fits(in *merlon.Intent, isolated bool) bool {
+	if r.place == merlon.Edge {
+		return r.in == in.Gateway.Listen
+	}
+	return isolated == (r.ns != nil)
 }
 
 // refused takes down what was prepared for an intent.
@@ -81,10 +89,17 @@ func (s *system) giveUp() {
 		wg.Go(p.stop)
 	}
 	for place, r := range next.gates {
-		s.who.join(place.Service, nil)
+		var before *local
+		if have := s.gates[place]; have != nil {
+			before = have.local
+		}
+		s.who.join(place.Service, before)
 		wg.Go(func() { r.drain(context.Background(), time.Second) })
 	}
 	wg.Wait()
+	for _, r := range next.gates {
+		r.ns.Close()
+	}
 }
 
 // committed completes the change to an intent that is in force now.
@@ -149,6 +164,9 @@ func (s *system) leave(r *running, p *program) {
 		}
 		if p != nil {
 			p.stop()
+		}
+		if r != nil {
+			r.ns.Close()
 		}
 	})
 }

@@ -16,6 +16,7 @@ import (
 
 	"merlon"
 	"merlon/control"
+	"merlon/internal/netns"
 	"merlon/internal/sockowner"
 	"merlon/record"
 )
@@ -46,21 +47,21 @@ func (g *guest) holds(s sockowner.Socket) bool {
 // admit is control.Options.Exec. The process is the one at the other end of the
 // control socket, which only this user and root can open: both could take the
 // service's key just as well.
-func (s *system) admit(_ context.Context, service string, pid, uid int) (string, func(), error) {
+func (s *system) admit(_ context.Context, service string, pid, uid int) (control.Way, func(), error) {
 	r := s.running()[merlon.Place{Service: service}]
 	if service == "" || r == nil {
-		return "", nil, fmt.Errorf("no service %q runs here\nhint: merlon status lists the gates", service)
+		return control.Way{}, nil, fmt.Errorf("no service %q runs here\nhint: merlon status lists the gates", service)
 	}
 	g := new(guest)
 	var err error
 	if sockowner.Supported() {
 		if g.process, err = sockowner.OpenProcess(pid); err != nil {
-			return "", nil, fmt.Errorf("process %d: %w", pid, err)
+			return control.Way{}, nil, fmt.Errorf("process %d: %w", pid, err)
 		}
 	}
 	release, err := r.local.invite(g, r.gate.AskOwn)
 	if err != nil {
-		return "", nil, err
+		return control.Way{}, nil, err
 	}
 	exe := ""
 	if g.process != nil {
@@ -74,9 +75,9 @@ func (s *system) admit(_ context.Context, service string, pid, uid int) (string,
 	})
 	if err != nil {
 		release()
-		return "", nil, fmt.Errorf("it could not be recorded: %w", err)
+		return control.Way{}, nil, fmt.Errorf("it could not be recorded: %w", err)
 	}
-	return r.out, func() {
+	return control.Way{Address: r.out, Namespace: r.ns.Path()}, func() {
 		release()
 		s.log.Info("a command may not call as a service any more", "service", service, "pid", pid)
 	}, nil
@@ -116,7 +117,8 @@ func newExec(u *ui) *cobra.Command {
 		Long: `exec runs a command on this host as if it were part of a service, to try out what
 the service may call. The running merlon up admits the command and what it
 starts to the service's gate for as long as exec runs, and records it; HTTP_PROXY
-and http_proxy lead there.
+and http_proxy lead there. A command that runs as an isolated service is in that
+service's network namespace.
 
 Only the user who runs merlon up, and root, can do so. The exit code is the
 command's, or 128 and the number of the signal that ended it.`,
@@ -138,7 +140,7 @@ command's, or 128 and the number of the signal that ended it.`,
 				return err
 			}
 			defer lease.Release()
-			return runAs(lease.Address, args[dash:])
+			return runAs(lease.Way, args[dash:])
 		},
 	}
 }
@@ -160,14 +162,22 @@ func proxied(env []string, proxy string) []string {
 // runAs runs a command in the foreground until it ends. What a person types on
 // the terminal reaches it directly; a signal to this process alone is passed
 // on.
-func runAs(proxy string, argv []string) error {
+func runAs(way control.Way, argv []string) error {
+	var ns *netns.Namespace
+	if way.Namespace != "" {
+		var err error
+		if ns, err = netns.Open(way.Namespace); err != nil {
+			return err
+		}
+		defer ns.Close()
+	}
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = proxied(os.Environ(), proxy)
+	cmd.Env = proxied(os.Environ(), way.Address)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	if err := cmd.Start(); err != nil {
+	if err := ns.Do(cmd.Start); err != nil {
 		return fmt.Errorf("the command cannot be started: %w", err)
 	}
 	ended := make(chan error, 1)

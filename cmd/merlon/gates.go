@@ -9,6 +9,7 @@ import (
 	"merlon"
 	"merlon/control"
 	"merlon/gate"
+	"merlon/internal/netns"
 	"merlon/internal/sockowner"
 )
 
@@ -20,6 +21,7 @@ type running struct {
 	in, out   string // addresses; for the edge, in is where clients come
 	listeners map[gate.Position]net.Listener
 	local     *local
+	ns        *netns.Namespace      // of the service; nil when it is not isolated
 	intent    func() *merlon.Intent // in force
 	stop      context.CancelFunc
 	finished  chan struct{}
@@ -44,11 +46,17 @@ func places(in *merlon.Intent) []merlon.Place {
 // has its address, but accepts nobody before the intent that names it is.
 func (s *system) startGate(in *merlon.Intent, place merlon.Place) (_ *running, err error) {
 	ctx, stop := context.WithCancel(context.Background())
-	r := &running{place: place, stop: stop, finished: make(chan struct{}), listeners: map[gate.Position]net.Listener{},
-		local: newLocal(s.who.opt), intent: s.control.Intent}
+	r := &running{place: place, stop: stop, finished: make(chan struct{}), listeners: map[gate.Position]net.Listener{}, intent: s.control.Intent}
+	if s.isolates(in.Service(place.Service)) {
+		if r.ns, err = netns.New("the network namespace of " + place.Service); err != nil {
+			return nil, err
+		}
+	}
+	r.local = newLocal(s.who.opt, r.ns)
 	defer func() {
 		if err != nil {
 			stop()
+			defer r.ns.Close()
 			for _, l := range r.listeners {
 				l.Close()
 			}
@@ -76,13 +84,15 @@ func (s *system) startGate(in *merlon.Intent, place merlon.Place) (_ *running, e
 		Records:         s.records,
 		Log:             s.log,
 		Own:             own,
+		Listen:          func(_, address string) (net.Listener, error) { return r.ns.Listen(address) },
+		DialOwn:         r.ns.Dial,
 		EdgeCertificate: s.edgeCertificate,
 	})
 	if err != nil {
 		return nil, err
 	}
 	r.session, err = s.control.Connect(ctx, control.Hello{
-		Place: place, Version: merlon.OrdersVersion, Protocols: gate.Protocols(), Address: r.in, Outbound: r.out,
+		Place: place, Version: merlon.OrdersVersion, Protocols: gate.Protocols(), Address: r.in, Outbound: r.out, Isolated: r.ns != nil,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%v: %w", place, err)
@@ -111,7 +121,11 @@ func (s *system) listen(r *running, in *merlon.Intent) error {
 		return nil
 	}
 	for at, name := range map[gate.Position]string{gate.Inbound: r.place.Service + "/in", gate.Outbound: r.place.Service + "/out"} {
-		l, moved, err := s.ports.listen(name)
+		var where *netns.Namespace // other gates come from the host, the service's own calls from where it is
+		if at == gate.Outbound {
+			where = r.ns
+		}
+		l, moved, err := s.ports.listen(where, name)
 		if err != nil {
 			return fmt.Errorf("%v: %w", r.place, err)
 		}

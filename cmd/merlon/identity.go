@@ -149,13 +149,13 @@ func (i *identities) explain(ctx context.Context, pid int) (*control.Explanation
 // told apart.
 type workloadOptions struct {
 	address                   string // unix:///PATH or tcp://LOOPBACK:PORT; "" is a socket in the state directory
-	docker                    string
+	docker, containerd        string // sockets
 	issuer, audience, keyFile string // of a Kubernetes cluster
 }
 
 // attestOptions are those for package attest.
 func (o workloadOptions) attestOptions() (attest.Options, error) {
-	opt := attest.Options{Docker: o.docker}
+	opt := attest.Options{Docker: o.docker, Containerd: o.containerd}
 	if o.keyFile == "" {
 		return opt, nil
 	}
@@ -167,6 +167,8 @@ func (o workloadOptions) attestOptions() (attest.Options, error) {
 	return opt, err
 }
 
+const workloadsName = "spiffe.sock"
+
 // serveWorkloads serves the Workload API.
 func (s *system) serveWorkloads(address string) error {
 	if !sockowner.Supported() {
@@ -174,7 +176,7 @@ func (s *system) serveWorkloads(address string) error {
 		return nil
 	}
 	if address == "" {
-		address = "unix://" + filepath.Join(s.state, "spiffe.sock")
+		address = "unix://" + filepath.Join(s.state, workloadsName)
 	}
 	l, err := listenWorkloads(address)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"merlon"
 	"merlon/attest"
+	"merlon/internal/netns"
 	"merlon/internal/sockowner"
 	"merlon/internal/supervise"
 )
@@ -19,7 +20,8 @@ import (
 // user that the intent names, or, when it says neither, all of them.
 type local struct {
 	attest attest.Options
-	looks  chan struct{} // bounds how many processes are looked for at once
+	looks  chan struct{}    // bounds how many processes are looked for at once
+	ns     *netns.Namespace // where the connections are
 
 	mu       sync.Mutex
 	rule     localRule
@@ -35,10 +37,11 @@ type localRule struct {
 	user string
 	uid  uint32 // of user
 	more string // all that it asks, when that is more than a user
+	root bool   // the program is isolated, but it is root's, whom that does not hold
 }
 
-func newLocal(opt attest.Options) *local {
-	return &local{attest: opt, looks: make(chan struct{}, 4), programs: map[*supervise.Process]struct{}{}, guests: map[*guest]struct{}{}}
+func newLocal(opt attest.Options, ns *netns.Namespace) *local {
+	return &local{attest: opt, ns: ns, looks: make(chan struct{}, 4), programs: map[*supervise.Process]struct{}{}, guests: map[*guest]struct{}{}}
 }
 
 // ruleOf reads what the intent says of a service, which is nil at the edge.
@@ -64,6 +67,8 @@ func ruleOf(svc *merlon.Service) (localRule, error) {
 	}
 	return r, nil
 }
+
+const asRoot = ", as root"
 
 // checkWorkloads finds what no gate could enforce, before an intent is in
 // force.
@@ -97,6 +102,10 @@ func checkWorkloads(in *merlon.Intent, opt attest.Options) error {
 
 // String says whom the gate takes for its own service.
 func (r localRule) String() string {
+	if r.root {
+		r.root = false
+		return r.String() + asRoot
+	}
 	switch {
 	case r.run && r.more != "":
 		return "the program's process tree, with " + r.more
@@ -118,6 +127,13 @@ func (l *local) obey(svc *merlon.Service) (localRule, error) {
 	r, err := ruleOf(svc)
 	if err != nil {
 		return r, err
+	}
+	if l.ns != nil && r.run {
+		u, err := userOf(svc)
+		if err != nil {
+			return r, err
+		}
+		r.root = u == nil || u.UID == 0
 	}
 	var attestor *attest.Attestor
 	if r.more != "" {
@@ -177,7 +193,8 @@ func (l *local) own(c net.Conn) error {
 	if rule == (localRule{}) {
 		return nil
 	}
-	s, err := sockowner.Peer(c)
+	var s sockowner.Socket
+	err := l.ns.Do(func() (err error) { s, err = sockowner.Peer(c); return err })
 	if err != nil {
 		return err
 	}
@@ -188,7 +205,7 @@ func (l *local) own(c net.Conn) error {
 	defer func() { <-l.looks }()
 	switch {
 	case attestor != nil:
-		if err = attested(attestor, service, c); err == nil {
+		if err = l.ns.Do(func() error { return attested(attestor, service, c) }); err == nil {
 			return nil
 		}
 	case (rule.user == "" || s.UID == rule.uid) && rule.run:

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -84,13 +85,17 @@ func (u *ui) printStatus(s *control.Status) {
 		return
 	}
 	u.printf("intent %s  %s by %s  %s\n\n", u.cyan(short(s.Intent.Hash)), s.Intent.Time.Local().Format(time.DateTime), s.Intent.Who, u.dim(s.Intent.Message))
-	rows := [][]string{{u.dim("gate"), u.dim("address"), u.dim("enforces"), u.dim("since")}}
+	rows := [][]string{{u.dim("gate"), u.dim("address"), u.dim("enforces"), u.dim("since"), u.dim("direct access")}}
 	for _, g := range s.Gates {
 		state := u.green(short(g.Intent))
 		if g.Behind != "" {
 			state = u.red(g.Behind)
 		}
-		rows = append(rows, []string{g.Place, g.Address, state, g.Swapped.Local().Format(time.DateTime)})
+		direct := ""
+		if g.Place != merlon.Edge.String() {
+			direct = u.direct(g.Isolated)
+		}
+		rows = append(rows, []string{g.Place, g.Address, state, g.Swapped.Local().Format(time.DateTime), direct})
 	}
 	u.table("", rows)
 	u.printLocal(s)
@@ -112,7 +117,48 @@ func (u *ui) printStatus(s *control.Status) {
 		}
 	}
 	u.table("", rows)
-	u.printf("\n%s\n", u.dim("Gates decide what goes through them. On this host a program can still reach an app's own port directly."))
+	u.printf("\n%s\n", u.dim(directly(s.Gates)))
+}
+
+// direct says whether a service can be reached past its gate, and others from it.
+func (u *ui) direct(isolated bool) string {
+	if isolated {
+		return u.green("prevented")
+	}
+	return u.yellow("not prevented")
+}
+
+// directly says it of all services: of those that have no network namespace of
+// their own, and of those that have and run as root.
+func directly(gates []control.GateStatus) string {
+	var open, root []string
+	services := 0
+	for _, g := range gates {
+		if g.Place == merlon.Edge.String() {
+			continue
+		}
+		services++
+		switch service := strings.TrimPrefix(g.Place, "gate of "); {
+		case !g.Isolated:
+			open = append(open, service)
+		case strings.HasSuffix(g.Local, asRoot):
+			root = append(root, service)
+		}
+	}
+	who := strings.Join(slices.Compact(open), ", ")
+	if len(open) == services {
+		who = "any service"
+	}
+	says := "Gates decide what goes through them. "
+	if len(open) == 0 {
+		says += "Services have no other way in or out: each has a network namespace of its own."
+	} else {
+		says += "Direct access on this host is not prevented for " + who + ":\na program can reach an app's own port, and an app what it likes, past the gates."
+	}
+	if len(root) > 0 {
+		says += "\nThe network of " + strings.Join(slices.Compact(root), ", ") + " is closed, but root can get out by other ways: let workload: name a user."
+	}
+	return says
 }
 
 // printLocal says which processes of the host may call as which service.
@@ -129,9 +175,9 @@ func (u *ui) printLocal(s *control.Status) {
 	}
 }
 
-// local warns of a gate that lends its identity to everybody.
+// local warns of a gate that lends its identity to everybody, and of root.
 func (u *ui) local(who string) string {
-	if who == (localRule{}).String() {
+	if who == (localRule{}).String() || strings.HasSuffix(who, asRoot) {
 		return u.yellow(who)
 	}
 	return who

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+
+	"merlon/internal/netns"
 )
 
 // ports remembers where gates listened, so that a service that was told its
@@ -49,16 +51,16 @@ func (p *ports) read(data []byte) error {
 	return nil
 }
 
-// listen listens where name did before, or anywhere on this host if name is new
+// listen listens where name did before, or on any loopback port if name is new
 // or that place is taken, which is moved then.
-func (p *ports) listen(name string) (l net.Listener, moved string, err error) {
+func (p *ports) listen(n *netns.Namespace, name string) (l net.Listener, moved string, err error) {
 	old := p.at[name]
 	if old != "" {
-		if l, err := net.Listen("tcp", old); err == nil {
+		if l, err := n.Listen(old); err == nil {
 			return l, "", nil
 		}
 	}
-	if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+	if l, err = n.Listen("127.0.0.1:0"); err != nil {
 		return nil, "", err
 	}
 	p.at[name] = l.Addr().String()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -16,15 +17,18 @@ import (
 	"time"
 
 	"merlon"
+	"merlon/internal/netns"
 	"merlon/internal/supervise"
 )
 
 // program is a service that runs as a child of this process.
 type program struct {
-	service *merlon.Service // as the intent said that it was made for
-	bin     string          // where it was built
-	out     string          // its gate's address for its calls
-	local   *local          // its gate's, who admits its calls
+	service *merlon.Service  // as the intent said that it was made for
+	bin     string           // where it was built
+	out     string           // its gate's address for its calls
+	local   *local           // its gate's, who admits its calls
+	ns      *netns.Namespace // where it runs
+	user    *supervise.User  // nil: as merlon does
 	process *supervise.Process
 
 	mu     sync.Mutex
@@ -70,6 +74,9 @@ func (s *system) preparePrograms(ctx context.Context, in *merlon.Intent) error {
 	if err := clash(in); err != nil {
 		return err
 	}
+	if err := s.checkIsolated(in); err != nil {
+		return err
+	}
 	var now []*program
 	for i := range in.Services {
 		svc := &in.Services[i]
@@ -77,8 +84,11 @@ func (s *system) preparePrograms(ctx context.Context, in *merlon.Intent) error {
 		if svc.Run == nil || have != nil && have.does(svc) {
 			continue
 		}
-		p := s.newProgram(svc, have)
-		wait, err := s.mustWait(svc, have)
+		p, err := s.newProgram(svc, have)
+		if err != nil {
+			return err
+		}
+		wait, err := s.mustWait(p, have)
 		if err != nil {
 			return err
 		}
@@ -126,14 +136,17 @@ func clash(in *merlon.Intent) error {
 
 // mustWait reports whether a service can only start when another program of
 // ours has stopped. An address that is taken otherwise is an error.
-func (s *system) mustWait(svc *merlon.Service, have *program) (bool, error) {
+func (s *system) mustWait(p, have *program) (bool, error) {
+	svc := p.service
 	wait := have != nil && len(svc.Addresses) == 0 // never two workers at once
 	for _, address := range addresses(svc) {
 		if s.holder(address) != nil { // by clash not for long
 			wait = true
 			continue
 		}
-		_, err := patiently(s.ctx, func() (net.Listener, error) { return nil, supervise.CheckFree(address) })
+		_, err := patiently(s.ctx, func() (net.Listener, error) {
+			return nil, p.ns.Do(func() error { return supervise.CheckFree(address) })
+		})
 		if err != nil {
 			return false, fmt.Errorf("%v: service %s wants %s: %w\nhint: stop what uses the port, or change the service's address", svc.Run.Pos, svc.Name, address, err)
 		}
@@ -153,16 +166,22 @@ func (s *system) holder(address string) *program {
 
 // newProgram is not built yet. It is built beside the program that runs, which
 // may have to be started again.
-func (s *system) newProgram(svc *merlon.Service, have *program) *program {
-	gate := s.gates[merlon.Place{Service: svc.Name}]
+func (s *system) newProgram(svc *merlon.Service, have *program) (*program, error) {
+	gate := s.next.gates[merlon.Place{Service: svc.Name}]
 	if gate == nil {
-		gate = s.next.gates[merlon.Place{Service: svc.Name}]
+		gate = s.gates[merlon.Place{Service: svc.Name}]
 	}
-	p := &program{service: svc, out: gate.out, local: gate.local, bin: filepath.Join(s.state, "bin", svc.Name)}
+	p := &program{service: svc, out: gate.out, local: gate.local, ns: gate.ns, bin: filepath.Join(s.bin, svc.Name)}
+	if p.ns != nil {
+		var err error
+		if p.user, err = userOf(svc); err != nil {
+			return nil, err
+		}
+	}
 	if have != nil && have.bin == p.bin {
 		p.bin += ".2"
 	}
-	return p
+	return p, nil
 }
 
 // build builds services side by side; the Go tool shares the work.
@@ -188,6 +207,10 @@ func (s *system) build(ctx context.Context, programs []*program) error {
 				errs[i] = fmt.Errorf("%v: building %s: %w", svc.Run.Pos, svc.Name, ctx.Err())
 			case err != nil:
 				errs[i] = fmt.Errorf("%v: building %s with %q: %w\n%s", svc.Run.Pos, svc.Name, strings.Join(argv, " "), err, tail(out, 4000))
+			case p.user != nil:
+				if err := os.Chmod(p.bin, 0o755); !errors.Is(err, fs.ErrNotExist) { // whatever the mask is
+					errs[i] = err
+				}
 			}
 		})
 	}
@@ -212,6 +235,9 @@ func (s *system) launch(p *program) (err error) {
 	if s.endpoint != "" {
 		env["SPIFFE_ENDPOINT_SOCKET"] = s.endpoint
 	}
+	if p.user != nil {
+		home(env, p.user.UID)
+	}
 	maps.Copy(env, p.service.Run.Env)
 	var list []string
 	for name, value := range env {
@@ -225,11 +251,18 @@ func (s *system) launch(p *program) (err error) {
 		Argv:    p.expand(p.service.Run.Command),
 		Dir:     s.runDir(p.service),
 		Env:     list,
+		Start:   p.ns.Start,
+		Dial:    p.ns.Dial,
+		User:    p.user,
 		Output:  func(name, line string) { p.heard(line); s.log.Info(line, "service", name) },
 		Exited:  func(e supervise.Exit) { p.died(); s.exited(e) },
 		Restart: &supervise.Restart{Min: 200 * time.Millisecond, Max: 10 * time.Second, Steady: 10 * time.Second},
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrPermission) && p.user != nil:
+		return fmt.Errorf("%v: %w\nhint: an isolated service with a user is started as that user (%s): let it enter the directory and run the program",
+			p.service.Run.Pos, err, p.service.Workload.UnixUser)
+	case err != nil:
 		return fmt.Errorf("%v: %w", p.service.Run.Pos, err)
 	}
 	return nil

@@ -71,8 +71,14 @@ func TestShop(t *testing.T) {
 			t.Skipf("SKIP: %s is not here, and the example's script needs it", needed)
 		}
 	}
-	s := newShop(t)
-	u := s.up()
+	newShop(t).tour()
+}
+
+// tour tries all that the example and merlon up say.
+func (s *site) tour(args ...string) {
+	t := s.t
+	t.Helper()
+	u := s.up(args...)
 
 	cmd := exec.Command("bash", "../../examples/shop/try.sh", s.dir)
 	cmd.Env = append(os.Environ(), "MERLON="+merlonBin(t))

@@ -47,6 +47,8 @@ type system struct {
 	api         *control.API
 	records     *record.Writer
 	programs    *supervise.Supervisor
+	bin         string // where programs are built
+	public      string // directory for all users, when services are isolated; else ""
 	ports       *ports
 
 	mu      sync.Mutex
@@ -61,7 +63,7 @@ type system struct {
 // force, or the given one before the first.
 func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who attest.Options, o authorityOptions, log *slog.Logger) (_ *system, err error) {
 	s := &system{
-		dir: dir, state: state, log: log, say: u.say, who: newIdentities(who, log),
+		dir: dir, state: state, bin: filepath.Join(state, "bin"), log: log, say: u.say, who: newIdentities(who, log),
 		gates:    map[merlon.Place]*running{},
 		started:  map[string]*program{},
 		programs: supervise.New(),
@@ -81,6 +83,7 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 		Records: recordDir, Prepare: s.prepare, InForce: s.inForce, Committed: s.committed, Refused: s.refused,
 		Exec: s.admit, Explain: s.who.explain, Authority: func() authority.Status { return s.authority.Status(time.Now()) },
 		Federation: func() []federation.Status { return s.partners.Status() },
+		Workloads:  func() string { return s.endpoint }, Problems: s.problems,
 	})
 	if err != nil {
 		return nil, err
@@ -95,7 +98,10 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 	if s.ports, err = readPorts(filepath.Join(state, "ports.json")); err != nil {
 		return nil, err
 	}
-	s.authority, err = authority.Open(filepath.Join(state, authorityName), s.trustDomain, authority.Options{Upstream: o.upstream, Issuer: o.federation.issuer, Log: log})
+	s.authority, err = authority.Open(filepath.Join(state, authorityName), s.trustDomain, authority.Options{
+		Lifetime: o.lifetimes.svid, Intermediate: o.lifetimes.intermediate, Root: o.lifetimes.root,
+		Upstream: o.upstream, Issuer: o.federation.issuer, Log: log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +116,24 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 // authorityOptions say how the authority meets others.
 type authorityOptions struct {
 	upstream   authority.Upstream
+	lifetimes  lifetimes
 	federation federationOptions
+}
+
+// problems is control.Options.Problems. It waits for no change that is being
+// brought up, which may take minutes: gates that it starts are not ready yet.
+func (s *system) problems() map[string][]string {
+	if !s.mu.TryLock() {
+		return nil
+	}
+	defer s.mu.Unlock()
+	all := map[string][]string{}
+	for place, r := range s.gates {
+		for _, p := range r.gate.Problems(time.Now()) {
+			all[place.String()] = append(all[place.String()], p.Text)
+		}
+	}
+	return all
 }
 
 // inForce is control.Options.InForce.
@@ -201,6 +224,7 @@ func (s *system) close() {
 	if s.workloads != nil {
 		s.workloads.Close()
 	}
+	s.endIsolation()
 	if s.bundle != nil {
 		s.bundle.Close()
 	}

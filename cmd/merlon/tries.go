@@ -47,13 +47,14 @@ func gatewayURL(in *merlon.Intent) string {
 type wayOut struct {
 	address string
 	open    bool // to every process of the host
+	walled  bool // in a network namespace of its own
 }
 
 func outbound(gates map[merlon.Place]*running) map[string]wayOut {
 	out := map[string]wayOut{}
 	for place, g := range gates {
 		if g.out != "" {
-			out[place.Service] = wayOut{g.out, g.local.open()}
+			out[place.Service] = wayOut{g.out, g.local.open(), g.ns != nil}
 		}
 	}
 	return out
@@ -193,7 +194,11 @@ func (t *trier) inside() {
 	}
 	op := t.operation(allowed)
 	t.add(fmt.Sprintf("%s calls %s through its gate, as it may%s", allowed.Caller, allowed.Service, ownAnswer(op)), "%s", through(allowed.Service, op))
-	if out := t.out[allowed.Caller]; !out.open {
+	app := first(t.in.Service(allowed.Service).Addresses)
+	switch out := t.out[allowed.Caller]; {
+	case t.out[allowed.Service].walled && onLoopback(app):
+		t.add("a program that calls "+allowed.Service+" past its gate: nobody is there", "curl -sS --noproxy '*' http://%s 2>&1", app).Exit = 7
+	case !out.open && !out.walled:
 		t.add(fmt.Sprintf("a program that is not %s's calls there through its gate", allowed.Caller), "curl -i -x http://%s%s http://%s%s",
 			out.address, method(op), allowed.Service, examplePath(op.Path)).refused(403, gate.ReasonNotOwn)
 	}

@@ -43,13 +43,16 @@ does: one that widens access needs --widen.`,
 	}
 	c.Flags().StringVar(&o.log, "log", "", "`file` for the log of gates and services; default is merlon.log in the state directory, - is standard error")
 	c.Flags().BoolVar(&o.widen, "widen", false, "accept that a changed intent allows more calls than the one before")
-	c.Flags().StringVar(&o.workloads.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket in the state directory")
+	c.Flags().StringVar(&o.workloads.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket in the state directory, or below /run/merlon with --isolate")
 	c.Flags().StringVar(&o.workloads.docker, "docker", "/var/run/docker.sock", "`socket` of the Docker Engine, for services known by their container")
+	c.Flags().StringVar(&o.workloads.containerd, "containerd", "/run/containerd/containerd.sock", "`socket` of containerd, for services known by their container")
 	c.Flags().StringVar(&o.workloads.keyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
 	c.Flags().StringVar(&o.workloads.issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
 	c.Flags().StringVar(&o.workloads.audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")
+	o.lifetimes.flags(c)
 	o.vault.flags(c)
 	o.federation.flags(c)
+	c.Flags().BoolVar(&o.isolate, "isolate", false, "give every service with a run: sentence a network namespace of its own (Linux, as root): nothing but its gate reaches it, and it reaches nothing but its gate")
 	c.Flags().BoolVar(&o.committed, "committed", false, "run the intent that was last in force, whatever the files in DIR say now")
 	return c
 }
@@ -57,15 +60,22 @@ does: one that widens access needs --widen.`,
 type upOptions struct {
 	log              string
 	widen, committed bool
+	isolate          bool
 	workloads        workloadOptions
+	lifetimes        lifetimes
 	vault            vaultOptions
 	federation       federationOptions
 }
 
 func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 	began := time.Now()
-	if err := o.federation.check(); err != nil {
+	if err := errors.Join(o.federation.check(), o.lifetimes.check(o)); err != nil {
 		return err
+	}
+	if o.isolate {
+		if err := checkIsolate(o.workloads.address); err != nil {
+			return err
+		}
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -100,12 +110,17 @@ func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 	if err != nil {
 		return err
 	}
-	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, who, authorityOptions{upstream, o.federation}, log)
+	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, who, authorityOptions{upstream, o.lifetimes, o.federation}, log)
 	if err != nil {
 		return err
 	}
 	defer s.close()
 	s.logFile = o.log
+	if o.isolate {
+		if o.workloads.address, err = s.beginIsolation(o.workloads.address); err != nil {
+			return err
+		}
+	}
 	result, err := s.start(ctx, loaded, o)
 	if ctx.Err() != nil {
 		return errors.New("interrupted before the system was up; everything is taken down")
@@ -139,13 +154,13 @@ func (u *ui) offerCommitted(ctx context.Context, dir, state string, err error) e
 // start brings the system into service: with the intent at hand, or with the
 // one that was last in force.
 func (s *system) start(ctx context.Context, loaded *intent.Loaded, o upOptions) (r *control.Result, err error) {
-	if s.api, err = s.control.Serve(); err != nil {
-		return nil, err
-	}
 	if err := s.serveWorkloads(o.workloads.address); err != nil {
 		return nil, err
 	}
 	if err := s.serveBundle(o.federation); err != nil {
+		return nil, err
+	}
+	if s.api, err = s.control.Serve(); err != nil { // it tells of all that is served
 		return nil, err
 	}
 	opt := control.ApplyOptions{Who: currentUser(), Message: "merlon up", Widen: o.widen}
@@ -198,9 +213,9 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 	gates := s.running()
 	u.printf("\n%s  intent %s is in force at %s, after %.1fs\n\n", u.bold(in.TrustDomain), u.cyan(short(r.Commit.Hash)),
 		count(len(gates), "gate"), took.Seconds())
-	rows := [][]string{{u.dim("service"), u.dim("app"), u.dim("gate: calls in"), u.dim("gate: calls out"), u.dim("admitted")}}
+	rows := [][]string{{u.dim("service"), u.dim("app"), u.dim("gate: calls in"), u.dim("gate: calls out"), u.dim("admitted"), u.dim("direct access")}}
 	if edge := gates[merlon.Edge]; edge != nil {
-		rows = append(rows, []string{u.bold("gateway"), "", gatewayURL(in), "", ""})
+		rows = append(rows, []string{u.bold("gateway"), "", gatewayURL(in), "", "", ""})
 	}
 	for i := range in.Services {
 		svc := &in.Services[i]
@@ -208,7 +223,7 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 		if g == nil {
 			continue
 		}
-		rows = append(rows, []string{u.bold(svc.Name), first(svc.Addresses), g.in, "HTTP_PROXY=http://" + g.out, u.local(g.local.String())})
+		rows = append(rows, []string{u.bold(svc.Name), first(svc.Addresses), g.in, "HTTP_PROXY=http://" + g.out, u.local(g.local.String()), u.direct(g.ns != nil)})
 	}
 	u.table("  ", rows)
 	u.localPorts(in)
@@ -222,7 +237,13 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 	for _, t := range tries(in, s.dir, s.state, outbound(gates)) {
 		u.printf("\n  %s\n  %s\n", u.dim("# "+t.About), t.Command)
 	}
-	u.printf("\n%s\n", u.dim("merlon protects calls that go through the gates; a program on this host can still reach an app's own port directly."))
+	var all []control.GateStatus
+	for _, p := range places(in) {
+		if g := gates[p]; g != nil {
+			all = append(all, control.GateStatus{Place: p.String(), Isolated: g.ns != nil, Local: g.local.String()})
+		}
+	}
+	u.printf("\n%s\n", u.dim(directly(all)))
 	u.printf("%s\n", u.dim("Log: "+relative(s.logFile)+" · stop with Ctrl-C"))
 }
 
@@ -244,12 +265,13 @@ func (u *ui) localPorts(in *merlon.Intent) {
 // whatRuns is the banner for programs.
 func (s *system) whatRuns(in *merlon.Intent, r *control.Result) any {
 	type place struct {
-		Place string            `json:"place"`
-		App   string            `json:"app,omitzero"`
-		In    string            `json:"in"`
-		Out   string            `json:"out,omitzero"`
-		Local string            `json:"local,omitzero"` // which processes of this host may call through Out
-		Ports map[string]uint16 `json:"ports,omitzero"` // of 127.0.0.1: where it reaches services that speak TCP
+		Place    string            `json:"place"`
+		App      string            `json:"app,omitzero"`
+		In       string            `json:"in"`
+		Out      string            `json:"out,omitzero"`
+		Local    string            `json:"local,omitzero"` // which processes of this host may call through Out
+		Isolated bool              `json:"isolated"`       // App is there for its gate alone, as Out is for App
+		Ports    map[string]uint16 `json:"ports,omitzero"` // of 127.0.0.1: where it reaches services that speak TCP
 	}
 	gates := s.running()
 	var all []place
@@ -258,7 +280,7 @@ func (s *system) whatRuns(in *merlon.Intent, r *control.Result) any {
 		if g == nil {
 			continue // another intent is in force already
 		}
-		row := place{Place: p.String(), In: g.in, Out: g.out}
+		row := place{Place: p.String(), In: g.in, Out: g.out, Isolated: g.ns != nil}
 		if svc := in.Service(p.Service); svc != nil {
 			row.App, row.Local, row.Ports = first(svc.Addresses), g.local.String(), svc.LocalPorts
 		}

@@ -265,6 +265,25 @@ func TestClass10Streams(t *testing.T) {
 	if why != "over ENHANCE_YOUR_CALM streams_flood" || n > 500 {
 		t.Errorf("%d rounds, %s", n, why)
 	}
+
+	// Each is reset by its client too, which is not even read any more: that
+	// trifle may be what overdraws the budget, and does not name the flood.
+	for before := range 9 {
+		p := newPeer(t, http2.Config{Streams: 3})
+		for range before {
+			p.WritePriority(1, xhttp2.PriorityParam{})
+		}
+		for i := range 3 {
+			p.request(id(i), true, get...)
+		}
+		_, why := flood(p, 2000, func(i int) {
+			p.request(id(i+3), true, get...)
+			p.WriteRSTStream(id(i+3), xhttp2.ErrCodeCancel)
+		})
+		if why != "over ENHANCE_YOUR_CALM streams_flood" {
+			t.Errorf("after %d other trifles: %s", before, why)
+		}
+	}
 }
 
 // TestClass10Huffman: a string that is no Huffman code, or pads with what is no

@@ -136,8 +136,8 @@ func (c *Conn) Next(in []byte, now int64) (n int, ev Event, err error) {
 		switch {
 		case e != nil:
 			c.fail(e)
-		case c.strain.over != "":
-			c.fail(broken(EnhanceYourCalm, c.strain.over))
+		case c.strain.over:
+			c.fail(broken(EnhanceYourCalm, c.strain.worst()))
 		case c.control > maxWaitingForControl:
 			c.fail(broken(EnhanceYourCalm, "peer_does_not_read"))
 		}

@@ -1,5 +1,10 @@
 package http2
 
+import (
+	"cmp"
+	"slices"
+)
+
 // strain is what a peer has cost beyond moving data. It rests with time; a peer
 // that reaches the limit is either broken or hostile. One budget serves all
 // kinds of floods, so that several together get no more than one.
@@ -7,7 +12,14 @@ type strain struct {
 	points int
 	at     int64
 	begun  bool
-	over   string // the flood that overdrew
+	over   bool
+	floods []flood // what the points were charged for, since there were none
+}
+
+// flood is one thing that a peer does too much of.
+type flood struct {
+	reason string
+	points int
 }
 
 const (
@@ -25,9 +37,22 @@ const (
 )
 
 func (s *strain) charge(cost int, reason string) {
-	if s.points += cost; s.points > strainLimit && s.over == "" {
-		s.over = reason
+	s.points += cost
+	s.over = s.over || s.points > strainLimit
+	for i := range s.floods {
+		if f := &s.floods[i]; f.reason == reason {
+			f.points += cost
+			return
+		}
 	}
+	s.floods = append(s.floods, flood{reason, cost})
+}
+
+// worst names the flood that cost the most. The one that overdrew may be a trifle
+// that comes with it: when a client resets a stream that was refused already,
+// that is a frame for nothing as well.
+func (s *strain) worst() string {
+	return slices.MaxFunc(s.floods, func(a, b flood) int { return cmp.Compare(a.points, b.points) }).reason
 }
 
 // earn gives back what the peer may cost for something that was sent to it:
@@ -43,5 +68,8 @@ func (s *strain) rest(now int64) {
 	if points := (now - s.at) / step; points > 0 {
 		s.points = int(max(0, int64(s.points)-points))
 		s.at += points * step
+	}
+	if s.points == 0 {
+		s.floods = s.floods[:0]
 	}
 }

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"context"
 	"net"
 	"time"
 )
@@ -26,6 +27,12 @@ func (cfg Config) withDefaults() Config {
 	cfg.EjectMax = max(cfg.EjectMax, cfg.EjectBase)
 	cfg.RefreshEvery = min(max(cfg.RefreshEvery, minRefresh), maxRefresh)
 	cfg.RetryPercent = min(max(cfg.RetryPercent, 0), 100)
+	if cfg.Dial == nil {
+		dialer := net.Dialer{KeepAlive: 15 * time.Second}
+		cfg.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "tcp", address)
+		}
+	}
 	if cfg.Resolver == nil {
 		cfg.Resolver = net.DefaultResolver
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net"
 	"syscall"
-	"time"
 
 	"merlon"
 	"merlon/internal/wire"
@@ -24,7 +23,10 @@ func (ep *endpoint) dial(caller context.Context, t *trial) (*Conn, *Error) {
 	var config *tls.Config
 	var state any
 	if ep.c.cfg.TLS != nil {
-		config, state = ep.c.cfg.TLS(ep.Endpoint)
+		var err error
+		if config, state, err = ep.c.cfg.TLS(ep.Endpoint); err != nil {
+			return nil, ep.noConn(ReasonUnready, err)
+		}
 	}
 	nc, sock, below, err := ep.connect(ctx, config)
 	if err == nil {
@@ -71,8 +73,7 @@ func (ep *endpoint) connect(ctx context.Context, config *tls.Config) (nc, sock n
 	if config == nil && (ep.ID != "" || ep.TLSName != "") {
 		return nil, nil, nil, errPlain
 	}
-	dialer := net.Dialer{KeepAlive: 15 * time.Second}
-	sock, err = dialer.DialContext(ctx, "tcp", ep.Address)
+	sock, err = ep.c.cfg.Dial(ctx, ep.Address)
 	if err != nil || config == nil {
 		return sock, sock, nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"merlon"
+	"merlon/internal/peertest"
 )
 
 // TestMain fails if a goroutine of this package outlives all tests: every
@@ -137,12 +138,7 @@ func echo(nc net.Conn) { io.Copy(nc, nc) }
 // refused is an address on which nobody listens.
 func refused(t testing.TB) merlon.Endpoint {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return merlon.Endpoint{Address: ln.Addr().String()}
+	return merlon.Endpoint{Address: peertest.Address(t)}
 }
 
 // open makes a cluster that is closed with the test. Its background work

@@ -133,7 +133,7 @@ func (ep *endpoint) giveUp(err *Error) {
 	defer ep.mu.Unlock()
 	ep.open--
 	ep.dialing--
-	if err.Reason == ReasonConnect && ep.dialing == 0 {
+	if (err.Reason == ReasonConnect || err.Reason == ReasonUnready) && ep.dialing == 0 {
 		for len(ep.waiting) > 0 {
 			ep.next().got <- grant{err: err}
 		}

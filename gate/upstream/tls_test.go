@@ -32,12 +32,12 @@ func TestTLS(t *testing.T) {
 	t.Parallel()
 	s, config := serveTLS(t)
 	asked := 0
-	c := open(t, Config{TLS: func(e merlon.Endpoint) (*tls.Config, any) {
+	c := open(t, Config{TLS: func(e merlon.Endpoint) (*tls.Config, any, error) {
 		if e != s.endpoint {
 			t.Errorf("asked for the configuration of %+v", e)
 		}
 		asked++
-		return config, "state"
+		return config, "state", nil
 	}}, s.endpoint)
 	conn := get(t, c, false)
 	if conn.State != "state" {
@@ -73,7 +73,7 @@ func TestNeverPlainWithIdentity(t *testing.T) {
 		{Address: s.endpoint.Address, ID: "spiffe://shop.example/orders"},
 		{Address: s.endpoint.Address, TLSName: "api.stripe.com"},
 	} {
-		for _, f := range []func(merlon.Endpoint) (*tls.Config, any){nil, func(merlon.Endpoint) (*tls.Config, any) { return nil, nil }} {
+		for _, f := range []func(merlon.Endpoint) (*tls.Config, any, error){nil, func(merlon.Endpoint) (*tls.Config, any, error) { return nil, nil, nil }} {
 			c := open(t, Config{TLS: f}, e)
 			_, err := c.Get(context.Background(), false)
 			wantReason(t, err, ReasonConnect)
@@ -93,7 +93,7 @@ func TestTLSWrongName(t *testing.T) {
 	t.Parallel()
 	s, config := serveTLS(t)
 	config.ServerName = "orders.example"
-	c := open(t, Config{TLS: func(merlon.Endpoint) (*tls.Config, any) { return config, nil }}, s.endpoint)
+	c := open(t, Config{TLS: func(merlon.Endpoint) (*tls.Config, any, error) { return config, nil, nil }}, s.endpoint)
 	_, err := c.Get(context.Background(), false)
 	wantReason(t, err, ReasonConnect)
 	var wrong x509.HostnameError
@@ -105,13 +105,65 @@ func TestTLSWrongName(t *testing.T) {
 	}
 }
 
+// Who has nothing to prove itself by connects to nobody, and that is no failure
+// of the endpoint: it must not be ejected for it.
+func TestNoSVID(t *testing.T) {
+	t.Parallel()
+	s, config := serveTLS(t)
+	missing := errors.New("no SVID")
+	var err error = missing
+	c := open(t, Config{EjectAfter: 1, TLS: func(merlon.Endpoint) (*tls.Config, any, error) { return config, nil, err }}, s.endpoint)
+	for range 3 {
+		_, got := c.Get(context.Background(), false)
+		if wantReason(t, got, ReasonUnready); !errors.Is(got, missing) {
+			t.Errorf("cause %v", got)
+		}
+	}
+	if st := status(t, c, s.endpoint); st.Open != 0 || st.Active != 0 || st.Ejected != 0 || c.Counts().Failed != 0 {
+		t.Errorf("%+v, %+v", st, c.Counts())
+	}
+	err = nil
+	get(t, c, false).Release(true)
+}
+
+// TestNoSVIDInLine: calls that wait for a shared connection learn at once that
+// there will be none.
+func TestNoSVIDInLine(t *testing.T) {
+	t.Parallel()
+	s, _ := serveTLS(t)
+	const calls = 5
+	inLine := make(chan struct{})
+	m := &many{room: calls}
+	c := open(t, Config{Mux: m.make, ConnectTimeout: time.Hour, TLS: func(merlon.Endpoint) (*tls.Config, any, error) {
+		<-inLine
+		return nil, nil, errors.New("no SVID")
+	}}, s.endpoint)
+	got := make(chan error, calls)
+	for range calls {
+		go func() {
+			_, err := c.Get(context.Background(), false)
+			got <- err
+		}()
+	}
+	until(t, "the others wait", func() bool { return status(t, c, s.endpoint).Waiting == calls-1 })
+	close(inLine)
+	for range calls {
+		select {
+		case err := <-got:
+			wantReason(t, err, ReasonUnready)
+		case <-time.After(20 * time.Second):
+			t.Fatal("a call waits for what will not come")
+		}
+	}
+}
+
 // ConnectTimeout covers the handshake.
 func TestHandshakeTimeout(t *testing.T) {
 	t.Parallel()
 	s := serve(t, func(nc net.Conn) { io.Copy(io.Discard, nc) })
 	c := open(t, Config{
 		ConnectTimeout: 20 * time.Millisecond,
-		TLS:            func(merlon.Endpoint) (*tls.Config, any) { return &tls.Config{ServerName: "x"}, nil },
+		TLS:            func(merlon.Endpoint) (*tls.Config, any, error) { return &tls.Config{ServerName: "x"}, nil, nil },
 	}, s.endpoint)
 	_, err := c.Get(context.Background(), false)
 	wantReason(t, err, ReasonConnect)

@@ -39,6 +39,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -55,8 +56,12 @@ type Config struct {
 	// TLS is the configuration for a new connection to an endpoint, asked
 	// each time so that certificates may rotate; nil means plain. An endpoint
 	// with an ID or a TLSName is refused without one. The second value becomes
-	// the connection's State.
-	TLS func(merlon.Endpoint) (config *tls.Config, state any)
+	// the connection's State. An error says that this side has nothing to prove
+	// itself by, or to verify the endpoint by, which is no failure of the endpoint.
+	TLS func(merlon.Endpoint) (config *tls.Config, state any, err error)
+
+	// Dial opens the TCP connection below; nil for the system's.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 
 	// Mux makes of a new connection, whose Conn, State and Socket are set, one that
 	// carries many calls at once, and of each loan a stream of it; nil means that a
@@ -96,6 +101,7 @@ const (
 	ReasonNoEndpoint merlon.Reason = "upstream_no_endpoint" // no address is known
 	ReasonConnect    merlon.Reason = "upstream_connect"     // no endpoint could be connected to
 	ReasonOverloaded merlon.Reason = "upstream_overloaded"  // all connections stayed in use
+	ReasonUnready    merlon.Reason = "upstream_unready"     // Config.TLS gave an error
 	ReasonCancelled  merlon.Reason = "upstream_cancelled"   // the caller's context ended first
 	ReasonClosed     merlon.Reason = "upstream_closed"      // the cluster is closed
 )
@@ -130,6 +136,7 @@ type Cluster struct {
 	start  time.Time
 	budget budget
 	set    atomic.Pointer[set] // never nil
+	bodies share
 	counts struct{ connects, failed, ejections atomic.Uint64 }
 
 	ctx    context.Context // ends with Close

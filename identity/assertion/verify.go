@@ -114,11 +114,7 @@ func verify(token string, key crypto.PublicKey, issuer, audience string) (verifi
 	if parts.Header["alg"] == nil || parts.Header["typ"] == nil {
 		return verified{}, errors.New("the assertion's header lacks alg or typ")
 	}
-	sig, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.ES256})
-	if err != nil {
-		return verified{}, errors.New("the assertion is malformed")
-	}
-	if _, err := sig.Verify(public); err != nil {
+	if jws.Verify(token, jose.ES256, public) != nil {
 		return verified{}, errors.New("the assertion is not signed by its bearer")
 	}
 	v, err := read(parts.Payload, issuer, audience)

@@ -1,9 +1,6 @@
 package jwt
 
 import (
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/rsa"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,13 +8,13 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/json"
+
+	"merlon/internal/jws"
 )
 
 const (
 	maxKeySet = 256 << 10 // bytes
 	maxKeys   = 100
-	minRSA    = 2048 // bits (RFC 7518 3.3)
-	maxRSA    = 8192 // verifying with a larger one is an attack on processor time
 )
 
 // known reports whether alg is a public key signature. There is no none and no
@@ -43,22 +40,7 @@ func (k *key) fits(alg jose.SignatureAlgorithm) bool {
 	if k.alg != "" && k.alg != string(alg) {
 		return false
 	}
-	switch public := k.public.(type) {
-	case *rsa.PublicKey:
-		return strings.HasPrefix(string(alg), "RS") || strings.HasPrefix(string(alg), "PS")
-	case *ecdsa.PublicKey:
-		switch public.Curve.Params().BitSize { // RFC 7518 3.4: a curve for each algorithm
-		case 256:
-			return alg == jose.ES256
-		case 384:
-			return alg == jose.ES384
-		case 521:
-			return alg == jose.ES512
-		}
-	case ed25519.PublicKey:
-		return alg == jose.EdDSA
-	}
-	return false
+	return jws.Fits(alg, k.public)
 }
 
 // keySet is a JWK set that was read. It never changes.
@@ -201,17 +183,8 @@ func parseKey(b []byte) (key, string, error) {
 		return key{}, "", err
 	}
 	k := key{id: j.Kid, alg: j.Alg, public: parsed.Key}
-	switch public := k.public.(type) {
-	case *rsa.PublicKey:
-		if bits := public.N.BitLen(); bits < minRSA || bits > maxRSA {
-			return key{}, "", fmt.Errorf("an RSA key of %d bits, want %d to %d", bits, minRSA, maxRSA)
-		}
-		if public.E < 3 || public.E%2 == 0 {
-			return key{}, "", errors.New("an RSA key with a bad exponent")
-		}
-	case *ecdsa.PublicKey, ed25519.PublicKey:
-	default:
-		return key{}, "", fmt.Errorf("keys of type %q cannot verify tokens", j.Kty)
+	if err := jws.CheckKey(k.public); err != nil {
+		return key{}, "", err
 	}
 	return k, fmt.Sprintf("%q %q %s", j.Kid, j.Alg, plain), nil
 }

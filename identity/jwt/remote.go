@@ -16,6 +16,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
+	"merlon/internal/jws"
 	"merlon/internal/reach"
 )
 
@@ -131,11 +132,7 @@ func verifyWith(set *keySet, token string, alg jose.SignatureAlgorithm, kid stri
 	if k == nil {
 		return &Error{Reason: reason}
 	}
-	sig, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{alg})
-	if err != nil {
-		return &Error{Reason: Malformed}
-	}
-	if _, err := sig.Verify(k.public); err != nil {
+	if jws.Verify(token, alg, k.public) != nil {
 		return &Error{Reason: BadSignature}
 	}
 	return nil

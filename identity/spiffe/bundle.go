@@ -1,17 +1,17 @@
 package spiffe
 
 import (
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/json"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"merlon/internal/jws"
 )
 
 // Bounds of a bundle document.
@@ -32,11 +32,11 @@ type Bundle struct {
 	DER         [][]byte // the same
 	JWKS        []byte   // the keys of JWT-SVIDs alone
 
-	keys map[string]crypto.PublicKey
+	keys map[string]*jose.JSONWebKey
 }
 
 // Key is the key of JWT-SVIDs with this name, or nil.
-func (b *Bundle) Key(kid string) crypto.PublicKey { return b.keys[kid] }
+func (b *Bundle) Key(kid string) *jose.JSONWebKey { return b.keys[kid] }
 
 // Keys says how many keys of JWT-SVIDs there are.
 func (b *Bundle) Keys() int { return len(b.keys) }
@@ -73,18 +73,22 @@ func ParseBundle(trustDomain string, text []byte) (*Bundle, error) {
 	}
 	const forever = int64(365 * 24 * time.Hour / time.Second)
 	b := &Bundle{TrustDomain: trustDomain, Sequence: doc.Sequence, Hint: time.Duration(min(doc.Hint, forever)) * time.Second,
-		Roots: x509.NewCertPool(), keys: map[string]crypto.PublicKey{}}
+		Roots: x509.NewCertPool(), keys: map[string]*jose.JSONWebKey{}}
 	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
 	for i, raw := range doc.Keys {
 		var kind struct {
-			Type string `json:"kty"`
-			Use  string `json:"use"`
+			Type string   `json:"kty"`
+			Use  string   `json:"use"`
+			Ops  []string `json:"key_ops"`
 		}
 		if err := json.Unmarshal(raw, &kind); err != nil {
 			return nil, fmt.Errorf("key %d of the bundle cannot be read", i+1)
 		}
 		if kind.Type != "EC" && kind.Type != "RSA" || kind.Use != useX509 && kind.Use != useJWT {
 			continue
+		}
+		if kind.Ops != nil && !slices.Contains(kind.Ops, "verify") { // RFC 7517 4.3
+			return nil, fmt.Errorf("key %d of the bundle: its key_ops lack %q", i+1, "verify")
 		}
 		var key jose.JSONWebKey
 		if err := key.UnmarshalJSON(raw); err != nil {
@@ -94,7 +98,7 @@ func ParseBundle(trustDomain string, text []byte) (*Bundle, error) {
 			return nil, fmt.Errorf("key %d of the bundle: %w", i+1, err)
 		}
 		if key.Use == useJWT {
-			set.Keys = append(set.Keys, jose.JSONWebKey{Key: key.Key, KeyID: key.KeyID, Use: useJWT})
+			set.Keys = append(set.Keys, *b.keys[key.KeyID])
 		}
 	}
 	if len(b.DER) == 0 && len(b.keys) == 0 {
@@ -122,14 +126,8 @@ func (b *Bundle) add(key *jose.JSONWebKey) error {
 		b.DER = append(b.DER, cert.Raw)
 		return nil
 	}
-	switch k := key.Key.(type) {
-	case *ecdsa.PublicKey:
-	case *rsa.PublicKey:
-		if k.N.BitLen() < 2048 {
-			return errors.New("it has less than 2048 bits")
-		}
-	default:
-		return errors.New("it is of a kind that signs no JWT-SVID")
+	if err := jws.CheckKey(key.Key); err != nil {
+		return err
 	}
 	if key.KeyID == "" { // JWT-SVID 5
 		return errors.New("it has no kid")
@@ -137,7 +135,10 @@ func (b *Bundle) add(key *jose.JSONWebKey) error {
 	if b.keys[key.KeyID] != nil {
 		return fmt.Errorf("two keys are named %q", key.KeyID)
 	}
-	b.keys[key.KeyID] = key.Key
+	if key.Algorithm != "" && !jws.Fits(jose.SignatureAlgorithm(key.Algorithm), key.Key) {
+		return fmt.Errorf("it is not a key for %q", key.Algorithm)
+	}
+	b.keys[key.KeyID] = &jose.JSONWebKey{Key: key.Key, KeyID: key.KeyID, Algorithm: key.Algorithm, Use: useJWT}
 	return nil
 }
 

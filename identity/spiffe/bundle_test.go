@@ -98,7 +98,7 @@ func TestParseBundle(t *testing.T) {
 	if err != nil || b.Sequence != 7 || b.Hint != time.Minute || b.TrustDomain != "partner.example" {
 		t.Fatalf("%+v %v", b, err)
 	}
-	if _, ok := b.Key("1").(*ecdsa.PublicKey); !ok || b.Key("2") != nil || b.Key("") != nil {
+	if _, ok := b.Key("1").Key.(*ecdsa.PublicKey); !ok || b.Key("2") != nil || b.Key("") != nil {
 		t.Error("other keys than those of the document")
 	}
 	text, err := spiffe.EncodeBundle(b.DER, b.JWKS, b.Sequence, b.Hint)

@@ -29,7 +29,8 @@ const (
 	maxResponse = 4 << 20 // bytes of one message
 	maxSVIDs    = 64
 	firstRetry  = 100 * time.Millisecond
-	mostRetry   = 5 * time.Second
+	mostRetry   = 5 * time.Second // or a part of the SVID's life, that it is not over in between
+	retryPart   = 64
 )
 
 // Fetched is the SVID of one workload as a Workload API gives it (SPIFFE
@@ -55,6 +56,7 @@ type fetched struct {
 	svid    *tls.Certificate
 	roots   *x509.CertPool
 	foreign map[string]*x509.CertPool // by trust domain
+	life    time.Duration             // from when it came
 }
 
 // Fetch gets the SVID with this SPIFFE ID from the Workload API at address
@@ -150,7 +152,9 @@ func (f *Fetched) follow(ctx context.Context, first chan struct{}) {
 		if ctx.Err() != nil {
 			return
 		}
+		most := mostRetry
 		if c := f.current.Load(); c != nil {
+			most = min(most, max(c.life/retryPart, firstRetry))
 			err = fmt.Errorf("%w; the SVID at hand ends at %v", err, c.svid.Leaf.NotAfter.UTC().Format(time.RFC3339))
 		}
 		f.report(err)
@@ -161,7 +165,7 @@ func (f *Fetched) follow(ctx context.Context, first chan struct{}) {
 			timer.Stop()
 			return
 		}
-		pause = min(2*pause, mostRetry)
+		pause = min(2*pause, most)
 	}
 }
 
@@ -292,7 +296,7 @@ func parseSVIDs(message []byte, id string, now time.Time) (*fetched, error) {
 	if err := checkLeaf(out.svid.Leaf); err != nil {
 		return nil, err
 	}
-	if !now.Before(out.svid.Leaf.NotAfter) {
+	if out.life = out.svid.Leaf.NotAfter.Sub(now); out.life <= 0 {
 		return nil, errors.New("the SVID has expired")
 	}
 	return out, nil

@@ -36,7 +36,7 @@ type JWT struct {
 //
 // The header's kid chooses among the keys that were published and does nothing
 // else; the algorithm has to be the one of that key.
-func VerifyJWT(token, audience, trustDomain string, key func(kid string) crypto.PublicKey, now time.Time) (JWT, error) {
+func VerifyJWT(token, audience, trustDomain string, key func(kid string) *jose.JSONWebKey, now time.Time) (JWT, error) {
 	if len(token) > maxJWT {
 		return JWT{}, errors.New("the token is too large")
 	}
@@ -55,18 +55,14 @@ func VerifyJWT(token, audience, trustDomain string, key func(kid string) crypto.
 	if err != nil {
 		return JWT{}, err
 	}
-	parsed, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{alg})
-	if err != nil {
-		return JWT{}, errors.New("the token cannot be read")
-	}
-	if _, err := parsed.Verify(public); err != nil {
+	if jws.Verify(token, alg, public) != nil {
 		return JWT{}, errors.New("the token's signature is not good")
 	}
 	return svid, nil
 }
 
 // jwtKey reads the header (JWT-SVID 2).
-func jwtKey(h map[string]any, key func(kid string) crypto.PublicKey) (crypto.PublicKey, jose.SignatureAlgorithm, error) {
+func jwtKey(h map[string]any, key func(kid string) *jose.JSONWebKey) (crypto.PublicKey, jose.SignatureAlgorithm, error) {
 	name, _ := h["alg"].(string)
 	alg := jose.SignatureAlgorithm(name)
 	if !slices.Contains(jwtAlgorithms(), alg) {
@@ -87,10 +83,13 @@ func jwtKey(h map[string]any, key func(kid string) crypto.PublicKey) (crypto.Pub
 		return nil, "", errors.New("the token names no key")
 	}
 	public := key(kid)
-	if public == nil {
+	switch {
+	case public == nil:
 		return nil, "", errors.New("the token's key is not in the bundle")
+	case public.Algorithm != "" && public.Algorithm != name:
+		return nil, "", fmt.Errorf("the token's key is for %q alone", public.Algorithm)
 	}
-	return public, alg, nil
+	return public.Key, alg, nil
 }
 
 func jwtAlgorithms() []jose.SignatureAlgorithm {

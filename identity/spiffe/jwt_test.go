@@ -64,8 +64,13 @@ func p256(t testing.TB) *ecdsa.PrivateKey {
 	return key
 }
 
-func keys(all map[string]crypto.PublicKey) func(string) crypto.PublicKey {
-	return func(kid string) crypto.PublicKey { return all[kid] }
+func keys(all map[string]crypto.PublicKey) func(string) *jose.JSONWebKey {
+	return func(kid string) *jose.JSONWebKey {
+		if all[kid] == nil {
+			return nil
+		}
+		return &jose.JSONWebKey{Key: all[kid], KeyID: kid}
+	}
 }
 
 func TestJWT(t *testing.T) {

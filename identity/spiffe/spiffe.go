@@ -3,7 +3,7 @@
 // Both ends show an X.509-SVID (SPIFFE X509-SVID), and each end checks the
 // other's by hand: crypto/tls would check host names and system roots, which
 // say nothing about workloads. The check is the same in both directions; see
-// verify. What changes while a process runs (its own SVID, the roots) comes
+// Verify. What changes while a process runs (its own SVID, the roots) comes
 // from a Source and is read anew in every handshake.
 //
 // Sessions are never resumed. A resumed session would carry a proof made
@@ -57,7 +57,7 @@ func FederatedConfig(src Source, trustDomain string, foreign func(trustDomain st
 		SessionTicketsDisabled: true,
 	}
 	c.VerifyConnection = func(s tls.ConnectionState) error {
-		_, err := verify(s, c, x509.ExtKeyUsageClientAuth, func(id spiffeid.ID) (*x509.CertPool, error) {
+		return verify(s, c, x509.ExtKeyUsageClientAuth, func(id spiffeid.ID) (*x509.CertPool, error) {
 			switch of := id.TrustDomain().Name(); {
 			case trustDomain != "" && of == trustDomain:
 				return src.Roots(), nil
@@ -68,7 +68,6 @@ func FederatedConfig(src Source, trustDomain string, foreign func(trustDomain st
 			}
 			return nil, fmt.Errorf("peer %q is not of trust domain %q", id, trustDomain)
 		})
-		return err
 	}
 	return c
 }
@@ -89,17 +88,29 @@ func ClientConfig(src Source, wantID string) *tls.Config {
 		SessionTicketsDisabled: true, // and ClientSessionCache stays nil
 	}
 	c.VerifyConnection = func(s tls.ConnectionState) error {
-		_, err := verify(s, c, x509.ExtKeyUsageServerAuth, func(id spiffeid.ID) (*x509.CertPool, error) {
+		err := verify(s, c, x509.ExtKeyUsageServerAuth, func(id spiffeid.ID) (*x509.CertPool, error) {
 			// Byte for byte: no pattern, no case folding (Istio GO-2026-5289).
 			if id.String() != wantID {
 				return nil, fmt.Errorf("peer is %q, want %q", id, wantID)
 			}
 			return src.Roots(), nil
 		})
-		return err
+		if err != nil {
+			return &UnprovenError{err}
+		}
+		return nil
 	}
 	return c
 }
+
+// UnprovenError says why the other end of a connection did not prove to be who
+// was meant to be there.
+type UnprovenError struct{ err error }
+
+func (e *UnprovenError) Error() string { return e.err.Error() }
+
+// Unwrap is the cause.
+func (e *UnprovenError) Unwrap() error { return e.err }
 
 // PeerID is the SPIFFE ID that the peer of a connection proved. The state must
 // come from a finished handshake under ServerConfig or ClientConfig: PeerID

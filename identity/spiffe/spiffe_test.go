@@ -26,7 +26,7 @@ type ca struct {
 	key  *ecdsa.PrivateKey
 }
 
-func newKey(t *testing.T) *ecdsa.PrivateKey {
+func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -35,7 +35,7 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 	return key
 }
 
-func newCA(t *testing.T) *ca {
+func newCA(t testing.TB) *ca {
 	t.Helper()
 	key := newKey(t)
 	c := &x509.Certificate{
@@ -46,7 +46,7 @@ func newCA(t *testing.T) *ca {
 	return &ca{sign(t, c, c, key.Public(), key), key}
 }
 
-func sign(t *testing.T, c, parent *x509.Certificate, public crypto.PublicKey, key crypto.Signer) *x509.Certificate {
+func sign(t testing.TB, c, parent *x509.Certificate, public crypto.PublicKey, key crypto.Signer) *x509.Certificate {
 	t.Helper()
 	der, err := x509.CreateCertificate(rand.Reader, c, parent, public, key)
 	if err != nil {
@@ -60,7 +60,7 @@ func sign(t *testing.T, c, parent *x509.Certificate, public crypto.PublicKey, ke
 }
 
 // leaf is a good SVID; change makes it a bad one.
-func (a *ca) leaf(t *testing.T, change func(*x509.Certificate), uris ...string) *tls.Certificate {
+func (a *ca) leaf(t testing.TB, change func(*x509.Certificate), uris ...string) *tls.Certificate {
 	t.Helper()
 	key := newKey(t)
 	c := &x509.Certificate{

@@ -6,64 +6,104 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // maxChain is how many certificates a peer may show: its own and what lies
-// between it and the root.
+// between it and the root. It bounds the ways that a peer can have us try, before
+// it has proved anything.
 const maxChain = 4
 
-// verify checks that the peer's certificate is an X.509-SVID that chains to
-// the roots that are of its trust domain for this use, and returns its SPIFFE
-// ID (X509-SVID 4 and 5). rootsOf gives them, or says why it is refused.
-// crypto/tls has checked already that the peer holds the key.
+// verify checks what the peer of a connection showed, see Verify. crypto/tls
+// has checked already that the peer holds the key.
 //
 // It hangs on VerifyConnection and not on VerifyPeerCertificate, which
 // crypto/tls skips for a resumed session.
-func verify(s tls.ConnectionState, c *tls.Config, usage x509.ExtKeyUsage, rootsOf func(spiffeid.ID) (*x509.CertPool, error)) (string, error) {
-	switch n := len(s.PeerCertificates); {
-	case n == 0:
-		return "", errors.New("the peer showed no certificate")
-	case n > maxChain:
-		return "", fmt.Errorf("the peer showed %d certificates, at most %d are read", n, maxChain)
-	}
-	leaf := s.PeerCertificates[0]
-	if err := checkLeaf(leaf); err != nil {
-		return "", err
-	}
-	id, err := ID(leaf)
-	if err != nil {
-		return "", err
-	}
-	parsed, err := spiffeid.FromString(id)
-	if err != nil {
-		return "", err
-	}
-	roots, err := rootsOf(parsed)
-	if err != nil {
-		return "", err
-	}
-	if roots == nil {
-		// x509 takes nil for the system's roots: every public CA could name workloads.
-		return "", errors.New("there are no roots to verify the peer by")
-	}
+func verify(s tls.ConnectionState, c *tls.Config, usage x509.ExtKeyUsage, rootsOf func(spiffeid.ID) (*x509.CertPool, error)) error {
 	var now time.Time // zero: the system's clock
 	if c.Time != nil {
 		now = c.Time()
 	}
+	_, err := Verify(s.PeerCertificates, usage, now, rootsOf)
+	return err
+}
+
+// Verify checks that certs begin with an X.509-SVID that chains to the roots
+// that are of its trust domain, for this use, and returns the ways there, from
+// the SVID to the root (X509-SVID 4 and 5). rootsOf gives the roots, or says
+// why the SPIFFE ID is refused. A zero now is the system's clock.
+func Verify(certs []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time, rootsOf func(spiffeid.ID) (*x509.CertPool, error)) ([][]*x509.Certificate, error) {
+	switch n := len(certs); {
+	case n == 0:
+		return nil, errors.New("the peer showed no certificate")
+	case n > maxChain:
+		return nil, fmt.Errorf("the peer showed %d certificates, at most %d are read", n, maxChain)
+	}
+	if err := checkLeaf(certs[0]); err != nil {
+		return nil, err
+	}
+	text, err := ID(certs[0])
+	if err != nil {
+		return nil, err
+	}
+	id, err := spiffeid.FromString(text)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := rootsOf(id)
+	if err != nil {
+		return nil, err
+	}
+	if roots == nil {
+		// x509 takes nil for the system's roots: every public CA could name workloads.
+		return nil, errors.New("there are no roots to verify the peer by")
+	}
+	chains, err := build(certs, usage, now, roots)
+	if err != nil {
+		return nil, err
+	}
+	chains = slices.DeleteFunc(chains, func(chain []*x509.Certificate) bool { return !permitted(chain, id.TrustDomain().Name()) })
+	if len(chains) == 0 {
+		return nil, fmt.Errorf("a CA above the peer may not sign for trust domain %q", id.TrustDomain())
+	}
+	return chains, nil
+}
+
+// build finds the ways from the first certificate to a root (RFC 5280 6): of
+// all names that the certificates have, not only those that count here, none
+// may violate a constraint of a CA above it.
+func build(certs []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time, roots *x509.CertPool) ([][]*x509.Certificate, error) {
 	between := x509.NewCertPool()
-	for _, cert := range s.PeerCertificates[1:] {
+	for _, cert := range certs[1:] {
 		between.AddCert(cert)
 	}
-	_, err = leaf.Verify(x509.VerifyOptions{
+	return certs[0].Verify(x509.VerifyOptions{
 		Roots:         roots,
 		Intermediates: between,
 		CurrentTime:   now,
 		KeyUsages:     []x509.ExtKeyUsage{usage},
 	})
-	return id, err
+}
+
+// permitted holds a chain to the URIs that its CAs may sign for, to the letter
+// of RFC 5280 4.2.1.10: a constraint names one host, and only one that begins
+// with a period those below. x509 takes the first for both, as it is with DNS
+// names, so that a CA of shop.example could name workloads of eu.shop.example.
+func permitted(chain []*x509.Certificate, trustDomain string) bool {
+	for _, ca := range chain[1:] {
+		names := func(constraint string) bool {
+			return constraint == "" || strings.EqualFold(constraint, trustDomain) ||
+				constraint[0] == '.' && len(trustDomain) > len(constraint) && strings.EqualFold(constraint, trustDomain[len(trustDomain)-len(constraint):])
+		}
+		if len(ca.PermittedURIDomains) > 0 && !slices.ContainsFunc(ca.PermittedURIDomains, names) {
+			return false
+		}
+	}
+	return true
 }
 
 // checkLeaf holds a leaf to X509-SVID 4.1, 4.3, 4.4 and 5.2.

@@ -28,6 +28,13 @@ type Rules struct {
 	Resolvers []netip.Addr // name servers that may be asked over TCP
 }
 
+// Namespace is the network namespace of the programs: Do runs f on a thread that
+// is in it, String names it for people.
+type Namespace interface {
+	Do(f func() error) error
+	String() string
+}
+
 // ErrUnsupported is for systems without nftables.
 var ErrUnsupported = errors.New("calls can be captured on Linux only")
 

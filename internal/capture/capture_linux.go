@@ -9,91 +9,19 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
-
-// Namespace is a network namespace, held open so that its name cannot come to
-// mean another one meanwhile.
-type Namespace struct {
-	name string
-	file *os.File
-}
-
-// OpenNamespace opens the namespace of a process, of a file, or of a name that
-// ip netns knows; "" is the current one.
-func OpenNamespace(name string) (*Namespace, error) {
-	path := name
-	switch _, err := strconv.ParseUint(name, 10, 31); {
-	case name == "":
-		name, path = "this network namespace", "/proc/thread-self/ns/net"
-	case err == nil:
-		path = "/proc/" + name + "/ns/net"
-		name = "the network namespace of process " + name
-	case !strings.ContainsRune(name, '/'):
-		path = filepath.Join("/run/netns", name)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("%s cannot be opened: %w", name, err)
-	}
-	n := &Namespace{name, f}
-	if kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
-		f.Close()
-		return nil, fmt.Errorf("%s is no network namespace", path)
-	}
-	return n, nil
-}
-
-// Close lets go of the namespace.
-func (n *Namespace) Close() error { return n.file.Close() }
-
-// String names the namespace for people.
-func (n *Namespace) String() string { return n.name }
-
-// Host reports whether it is the namespace of the first process of the host, or
-// of what this process sees of it.
-func (n *Namespace) Host() bool {
-	here, err := n.file.Stat()
-	if err != nil {
-		return true
-	}
-	// The first process's cannot always be seen; then the one that this process
-	// is in is taken for it.
-	for _, name := range []string{"/proc/1/ns/net", "/proc/thread-self/ns/net"} {
-		if first, err := os.Stat(name); err == nil {
-			return os.SameFile(first, here)
-		}
-	}
-	return true
-}
-
-// Do runs f on a thread that is in the namespace; sockets that f makes, and
-// programs that it starts, are too. Goroutines that f starts are not.
-func (n *Namespace) Do(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- privileged(fmt.Errorf("%s cannot be entered: %w", n, err))
-			return
-		}
-		done <- f()
-	}()
-	return <-done
-}
 
 // ErrPrivilege is for who may not change what the network of a namespace does.
 var ErrPrivilege = errors.New("root is needed, with CAP_NET_ADMIN and CAP_SYS_ADMIN")
 
-func privileged(err error) error {
-	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) {
+// within runs f on a thread that is in the namespace.
+func within(n Namespace, f func() error) error {
+	inside := false
+	err := n.Do(func() error { inside = true; return f() })
+	if !inside && (errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES)) {
 		return fmt.Errorf("%w: %w", ErrPrivilege, err)
 	}
 	return err
@@ -101,7 +29,7 @@ func privileged(err error) error {
 
 // Add puts rules in force in place of those that are there, reads them back and
 // tries them.
-func Add(ctx context.Context, n *Namespace, r Rules) (Proof, error) {
+func Add(ctx context.Context, n Namespace, r Rules) (Proof, error) {
 	if err := r.check(); err != nil {
 		return Proof{}, err
 	}
@@ -109,15 +37,15 @@ func Add(ctx context.Context, n *Namespace, r Rules) (Proof, error) {
 	if err != nil {
 		return Proof{}, err
 	}
-	if _, err := n.nft(ctx, text, "-j", "-f", "-"); err != nil {
+	if _, err := nft(ctx, n, text, "-j", "-f", "-"); err != nil {
 		return Proof{}, err
 	}
 	return Verify(ctx, n, r)
 }
 
 // Remove removes the rules, and reports whether there were any.
-func Remove(ctx context.Context, n *Namespace) (bool, error) {
-	_, err := n.list(ctx)
+func Remove(ctx context.Context, n Namespace) (bool, error) {
+	_, err := list(ctx, n)
 	if errors.Is(err, errNoTable) {
 		return false, nil
 	}
@@ -128,7 +56,7 @@ func Remove(ctx context.Context, n *Namespace) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	_, err = n.nft(ctx, text, "-j", "-f", "-")
+	_, err = nft(ctx, n, text, "-j", "-f", "-")
 	return err == nil, err
 }
 
@@ -137,12 +65,12 @@ var nowhere = [2]string{"192.0.2.1:9", "[2001:db8::1]:9"}
 
 // Verify compares the rules that are in force with r, and tries them with
 // connections that lead nowhere.
-func Verify(ctx context.Context, n *Namespace, r Rules) (Proof, error) {
+func Verify(ctx context.Context, n Namespace, r Rules) (Proof, error) {
 	var p Proof
 	if err := r.check(); err != nil {
 		return p, err
 	}
-	before, err := n.list(ctx)
+	before, err := list(ctx, n)
 	if err == nil {
 		err = r.differs(before)
 	}
@@ -150,10 +78,10 @@ func Verify(ctx context.Context, n *Namespace, r Rules) (Proof, error) {
 		return p, fmt.Errorf("%s: %w", n, err)
 	}
 	for i, outcome := range []*Outcome{&p.IPv4, &p.IPv6} {
-		if *outcome, err = n.try(ctx, nowhere[i]); err != nil {
+		if *outcome, err = try(ctx, n, nowhere[i]); err != nil {
 			return p, err
 		}
-		after, err := n.list(ctx)
+		after, err := list(ctx, n)
 		if err != nil {
 			return p, err
 		}
@@ -166,11 +94,11 @@ func Verify(ctx context.Context, n *Namespace, r Rules) (Proof, error) {
 }
 
 // try opens a connection as a program of the namespace would.
-func (n *Namespace) try(ctx context.Context, address string) (o Outcome, err error) {
+func try(ctx context.Context, n Namespace, address string) (o Outcome, err error) {
 	if os.Geteuid() != 0 {
 		return 0, ErrPrivilege // the gate's own user would not be captured
 	}
-	err = n.Do(func() error {
+	err = within(n, func() error {
 		d := net.Dialer{Timeout: 3 * time.Second, FallbackDelay: -1}
 		c, err := d.DialContext(ctx, "tcp", address)
 		switch {
@@ -191,8 +119,8 @@ func (n *Namespace) try(ctx context.Context, address string) (o Outcome, err err
 }
 
 // list lists the table.
-func (n *Namespace) list(ctx context.Context) (listed, error) {
-	text, err := n.nft(ctx, nil, "-j", "-n", "list", "table", "inet", Table)
+func list(ctx context.Context, n Namespace) (listed, error) {
+	text, err := nft(ctx, n, nil, "-j", "-n", "list", "table", "inet", Table)
 	if err != nil {
 		return listed{}, err
 	}
@@ -200,7 +128,7 @@ func (n *Namespace) list(ctx context.Context) (listed, error) {
 }
 
 // nft runs the program in the namespace.
-func (n *Namespace) nft(ctx context.Context, in []byte, args ...string) ([]byte, error) {
+func nft(ctx context.Context, n Namespace, in []byte, args ...string) ([]byte, error) {
 	program, err := exec.LookPath("nft")
 	if err != nil {
 		program = "/usr/sbin/nft" // which the paths of users often leave out
@@ -211,7 +139,7 @@ func (n *Namespace) nft(ctx context.Context, in []byte, args ...string) ([]byte,
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	var out, says bytes.Buffer
-	err = n.Do(func() error {
+	err = within(n, func() error {
 		cmd := exec.CommandContext(ctx, program, args...)
 		cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &says

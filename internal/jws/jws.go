@@ -34,31 +34,38 @@ type Compact struct {
 // Split takes a token apart whose parts are exact base64url of JSON objects,
 // nested at most depth deep.
 func Split(token string, depth int) (Compact, error) {
-	head, rest, ok := strings.Cut(token, ".")
-	body, sig, ok2 := strings.Cut(rest, ".")
-	if !ok || !ok2 || strings.Contains(sig, ".") {
-		return Compact{}, errors.New("not three parts")
+	header, payload, err := cut(token, depth)
+	if err != nil {
+		return Compact{}, err
 	}
-	var c Compact
-	var err error
-	if c.Header, err = object(head, depth); err != nil {
-		return Compact{}, fmt.Errorf("header: %w", err)
-	}
-	if c.Payload, err = object(body, depth); err != nil {
+	c := Compact{Header: header}
+	if c.Payload, err = Object(payload, depth); err != nil {
 		return Compact{}, fmt.Errorf("payload: %w", err)
-	}
-	if b, err := decode(sig); err != nil || len(b) == 0 {
-		return Compact{}, errors.New("signature: not base64url")
 	}
 	return c, nil
 }
 
-func object(part string, depth int) (map[string]any, error) {
-	b, err := decode(part)
-	if err != nil {
-		return nil, errors.New("not base64url")
+// cut takes a compact JWS apart, whatever its payload is.
+func cut(token string, depth int) (header map[string]any, payload []byte, err error) {
+	head, rest, ok := strings.Cut(token, ".")
+	body, sig, ok2 := strings.Cut(rest, ".")
+	if !ok || !ok2 || strings.Contains(sig, ".") {
+		return nil, nil, errors.New("not three parts")
 	}
-	return Object(b, depth)
+	b, err := decode(head)
+	if err != nil {
+		return nil, nil, errors.New("header: not base64url")
+	}
+	if header, err = Object(b, depth); err != nil {
+		return nil, nil, fmt.Errorf("header: %w", err)
+	}
+	if payload, err = decode(body); err != nil {
+		return nil, nil, errors.New("payload: not base64url")
+	}
+	if b, err := decode(sig); err != nil || len(b) == 0 {
+		return nil, nil, errors.New("signature: not base64url")
+	}
+	return header, payload, nil
 }
 
 // decode is strict base64url without padding: one spelling for each value, so
@@ -211,7 +218,11 @@ func es256(key crypto.Signer, b []byte) ([]byte, error) {
 		return nil, err
 	}
 	var rs struct{ R, S *big.Int }
-	if rest, err := asn1.Unmarshal(der, &rs); err != nil || len(rest) != 0 ||
+	if _, err := asn1.Unmarshal(der, &rs); err != nil {
+		return nil, errors.New("the key made a signature that is not one of ECDSA")
+	}
+	// Unmarshal lets more stand in the sequence, or behind it.
+	if again, err := asn1.Marshal(rs); err != nil || !bytes.Equal(again, der) ||
 		rs.R.Sign() <= 0 || rs.S.Sign() <= 0 || rs.R.BitLen() > 256 || rs.S.BitLen() > 256 {
 		return nil, errors.New("the key made a signature that is not one of P-256")
 	}

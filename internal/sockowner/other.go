@@ -5,6 +5,7 @@ package sockowner
 import (
 	"net"
 	"os"
+	"time"
 )
 
 // Supported reports whether this system can tell who is at the other end.
@@ -57,3 +58,8 @@ func (*Process) StartedBy(*Process) (bool, error) { return false, ErrUnsupported
 
 // Alive is not known here.
 func (*Process) Alive() bool { return false }
+
+type version struct{}
+
+// FileVersion knows none.
+func FileVersion(*os.File, time.Time) (FileID, bool) { return FileID{}, false }

@@ -106,9 +106,10 @@ const maxList = 64 << 20
 
 // list looks for a socket in the lists of all.
 func list(want tuple) (entry, error) {
-	names := []string{"/proc/net/tcp6"}
+	// Of this thread, as sock_diag is: others may be in other network namespaces.
+	names := []string{"/proc/thread-self/net/tcp6"}
 	if want.local.Addr().Is4() {
-		names = []string{"/proc/net/tcp", "/proc/net/tcp6"}
+		names = []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"}
 	}
 	for _, name := range names {
 		f, err := os.Open(name)

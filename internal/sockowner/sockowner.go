@@ -8,7 +8,8 @@
 // nobody holds any more, a connection that was replaced by another with the
 // same addresses, a process that may not be looked into.
 //
-// Only the own network namespace is seen: a peer elsewhere is ErrNotFound.
+// Only the network namespace of the calling thread is seen: a peer elsewhere is
+// ErrNotFound.
 package sockowner
 
 import (

@@ -44,3 +44,6 @@ func Describe(s Socket) string {
 	}
 	return b.String()
 }
+
+// FileID names a file and what is in it; see FileVersion. It is comparable.
+type FileID struct{ version }

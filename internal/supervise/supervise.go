@@ -9,12 +9,15 @@
 package supervise
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -33,9 +36,21 @@ type Spec struct {
 	Output func(name, line string)
 	// Exited is told of each end of the program, before it is started again.
 	// It may be nil.
-	Exited  func(Exit)
+	Exited func(Exit)
+	// Start calls start, which starts the program, on the same thread: the
+	// program inherits what it changes of that. It may be nil.
+	Start func(start func() error) error
+	// Dial connects to the program; nil for the system's.
+	Dial    func(ctx context.Context, address string) (net.Conn, error)
+	User    *User         // nil: as who runs the Supervisor
 	Grace   time.Duration // from SIGTERM to SIGKILL; 0 is 5 seconds
 	Restart *Restart      // nil: the program runs once
+}
+
+// User is whom a program runs as.
+type User struct {
+	UID, GID uint32
+	Groups   []uint32
 }
 
 // Restart says how soon a program that ended is started again: after Min, then
@@ -53,8 +68,9 @@ type Exit struct {
 
 // Supervisor runs programs. Make it with New.
 type Supervisor struct {
-	starts chan start
-	quit   chan struct{}
+	starts   chan start
+	quit     chan struct{}
+	confined bool
 
 	mu     sync.Mutex
 	procs  map[*Process]struct{}
@@ -62,13 +78,23 @@ type Supervisor struct {
 }
 
 type start struct {
-	cmd *exec.Cmd
-	err chan error
+	spec *Spec
+	cmd  *exec.Cmd
+	err  chan error
 }
 
 // New returns a Supervisor without programs.
-func New() *Supervisor {
-	s := &Supervisor{starts: make(chan start), quit: make(chan struct{}), procs: map[*Process]struct{}{}}
+func New() *Supervisor { return supervisor(false) }
+
+// NewConfined returns a Supervisor whose programs, as root too, have only the
+// capabilities that programs commonly need, gain none by any file that they run,
+// and make no sockets but those of Unix, IP and netlink: they cannot enter other
+// namespaces, change the network, load code into the kernel, or trace a process
+// that has more. Where the system has no such bounds no program starts.
+func NewConfined() *Supervisor { return supervisor(true) }
+
+func supervisor(confined bool) *Supervisor {
+	s := &Supervisor{starts: make(chan start), quit: make(chan struct{}), confined: confined, procs: map[*Process]struct{}{}}
 	go s.parent()
 	return s
 }
@@ -77,21 +103,34 @@ func New() *Supervisor {
 // Supervisor. The kernel sends the death signal when the *thread* that forked
 // ends (prctl(2), PR_SET_PDEATHSIG), and the Go runtime ends threads as it
 // likes unless a goroutine is locked to them.
+//
+// What programs inherit is changed on that thread too, once and for good; it is
+// never unlocked, so that it ends with the goroutine.
 func (s *Supervisor) parent() {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	var err error
+	if s.confined {
+		err = confine()
+	}
 	for {
 		select {
 		case st := <-s.starts:
-			st.err <- st.cmd.Start()
+			switch {
+			case err != nil:
+				st.err <- err
+			case st.spec.Start != nil:
+				st.err <- st.spec.Start(st.cmd.Start)
+			default:
+				st.err <- st.cmd.Start()
+			}
 		case <-s.quit:
 			return
 		}
 	}
 }
 
-func (s *Supervisor) fork(cmd *exec.Cmd) error {
-	st := start{cmd, make(chan error, 1)}
+func (s *Supervisor) fork(spec *Spec, cmd *exec.Cmd) error {
+	st := start{spec, cmd, make(chan error, 1)}
 	select {
 	case s.starts <- st:
 		return <-st.err
@@ -294,6 +333,9 @@ func (p *Process) launch() (*run, error) {
 	cmd := exec.Command(p.spec.Argv[0], p.spec.Argv[1:]...)
 	cmd.Dir, cmd.Env = p.spec.Dir, append([]string{}, p.spec.Env...) // never nil: nil would inherit
 	cmd.SysProcAttr = attributes()
+	if u := p.spec.User; u != nil {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}
+	}
 	read, write, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -301,7 +343,7 @@ func (p *Process) launch() (*run, error) {
 	cmd.Stdout, cmd.Stderr = write, write
 	r := &run{ended: make(chan struct{})}
 	p.mu.Lock() // who asks for a program that has begun to run finds it
-	if err = p.s.fork(cmd); err == nil {
+	if err = p.s.fork(&p.spec, cmd); err == nil {
 		r.pid = cmd.Process.Pid
 		p.pid, p.run = r.pid, r
 	}

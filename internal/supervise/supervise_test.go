@@ -48,6 +48,8 @@ func TestMain(m *testing.M) {
 		asked := make(chan os.Signal, 1)
 		signal.Notify(asked, syscall.SIGTERM)
 		<-asked
+	case "sockets":
+		playSockets()
 	case "supervisor": // runs a program until it is killed itself
 		s := New()
 		if _, err := s.Start(Spec{Name: "p", Argv: []string{os.Args[0]}, Env: []string{"ROLE=deaf"}, Output: func(_, line string) { fmt.Println(line) }}); err != nil {

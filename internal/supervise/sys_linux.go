@@ -2,6 +2,8 @@ package supervise
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -12,6 +14,46 @@ import (
 // group alone could be joined by others of the same session (setpgid(2)).
 func attributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+}
+
+// common are the capabilities (capabilities(7)) that programs have who listen on
+// a low port, own files of others, and become another user.
+func common() []uintptr {
+	return []uintptr{unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_KILL,
+		unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_NET_BIND_SERVICE}
+}
+
+// confine bounds what the programs that the calling thread starts can ever be
+// capable of, and the sockets they can make. The thread itself keeps what it has: bounds count when a program is
+// executed.
+func confine() error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("programs cannot be kept from new privileges: %w", err)
+	}
+	// What is inheritable would pass by the bounds. The ambient ones go with it.
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&head, &sets[0]); err != nil {
+		return fmt.Errorf("capabilities cannot be read: %w", err)
+	}
+	sets[0].Inheritable, sets[1].Inheritable = 0, 0
+	if err := unix.Capset(&head, &sets[0]); err != nil {
+		return fmt.Errorf("capabilities cannot be kept from programs: %w", err)
+	}
+	keep := common()
+	for c := uintptr(0); ; c++ {
+		// All that the kernel knows, also those that are newer than this program.
+		bound, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) && c > unix.CAP_SETFCAP {
+			return restrict()
+		}
+		if err == nil && bound == 1 && !slices.Contains(keep, c) {
+			err = unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
+		}
+		if err != nil {
+			return fmt.Errorf("capability %d cannot be kept from programs: %w", c, err)
+		}
+	}
 }
 
 // awaitExit returns when the process has ended, and leaves it to be reaped:

@@ -2,7 +2,16 @@
 
 package supervise
 
-import "syscall"
+import (
+	"errors"
+	"fmt"
+	"syscall"
+)
+
+// confine has no portable form.
+func confine() error {
+	return fmt.Errorf("programs cannot be confined here: %w", errors.ErrUnsupported)
+}
 
 // attributes cannot ask for a death signal here: after a SIGKILL of the
 // supervisor its programs go on.

@@ -20,10 +20,17 @@ func CheckFree(addr string) error {
 // WaitTCP waits until something accepts connections at addr, the program has
 // ended for good, or the context is done.
 func (p *Process) WaitTCP(ctx context.Context, addr string) error {
-	dialer := net.Dialer{Timeout: time.Second}
+	dial := p.spec.Dial
+	if dial == nil {
+		dial = func(ctx context.Context, addr string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", addr)
+		}
+	}
 	pause := 5 * time.Millisecond
 	for {
-		c, err := dialer.DialContext(ctx, "tcp", addr)
+		patience, cancel := context.WithTimeout(ctx, time.Second)
+		c, err := dial(patience, addr)
+		cancel()
 		if err == nil {
 			return c.Close()
 		}

@@ -32,6 +32,39 @@ func get() {
 	}
 }
 
+// probe tries what NETWORK/ADDRESS says, and returns why it could not.
+func probe(what string) error {
+	network, address, _ := strings.Cut(what, "/")
+	switch network {
+	case "dns":
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		_, err := net.DefaultResolver.LookupHost(ctx, address)
+		return err
+	case "read":
+		f, err := os.Open("/" + address)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		_, err = f.Read(make([]byte, 1))
+		return err
+	case "enter":
+		return enter("/" + address)
+	}
+	c, err := net.DialTimeout(network, address, 10*time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte(what)); err != nil || network != "udp" {
+		return err
+	}
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_, err = c.Read(make([]byte, 1))
+	return err
+}
+
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "get" {
 		get()
@@ -40,6 +73,12 @@ func main() {
 	if len(os.Args) > 2 && os.Args[1] == "dial" {
 		_, err := net.Dial("unix", os.Args[2])
 		fmt.Println(err)
+		return
+	}
+	if len(os.Args) > 2 && os.Args[1] == "probe" {
+		for _, what := range os.Args[2:] {
+			fmt.Printf("probe %s: %v\n", what, probe(what))
+		}
 		return
 	}
 	if why := os.Getenv("DIE"); why != "" {
