@@ -18,6 +18,7 @@ type lane struct {
 	bodiless bool           // the request has no body
 	tunnel   bool           // the request opens one (RFC 8441)
 	refused  *http2.Error   // instead of a request
+	counted  bool           // among the connections of its client
 	peer     peer           // who is at the other end of the connection
 	method   string         // "HEAD", or another
 
@@ -68,7 +69,7 @@ func (l *lane) call() {
 	g, at := l.m.c.g, l.m.c.at
 	c := g.newConn(l, at)
 	c.peer = l.peer
-	c.counted = at == AtEdge
+	c.counted = l.counted
 	defer c.end()
 	if !g.open.add(c) {
 		return
@@ -122,7 +123,7 @@ func (l *lane) linger() {
 		dropped += n
 		l.in.pending, l.in.used = l.in.pending[:0], 0
 		l.on.core.Consumed(l.id, n)
-		l.on.push()
+		l.on.flush()
 	}
 }
 
@@ -242,7 +243,7 @@ func (l *lane) Close() error {
 	delete(m.lanes, l.id)
 	l.done()
 	if !m.soon {
-		m.flushLocked()
+		m.flush()
 	}
 	m.boundIdle(m.c.g.cfg.Bounds.Idle)
 	return nil

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -12,18 +13,135 @@ import (
 
 	"merlon/gate/http1"
 	"merlon/gate/http2"
+	"merlon/internal/wire"
 )
 
 // link is a connection over which HTTP/2 is spoken, with a client (mux) or with
 // an upstream (upMux).
 type link struct {
-	net  net.Conn
-	push func() // has the core's output written; mu is held, but perhaps not all the while
+	net    net.Conn
+	prompt prompt // below net; nil if its writes may wait
+	waits  bool   // who writes may wait
+	side   side
 
 	mu      sync.Mutex
 	core    http2.Conn
 	err     error // why the connection has ended
 	waiting int   // streams that wait to write
+
+	writing bool      // the core's output
+	written sync.Cond // writing became false
+	soon    bool      // a stream will flush when others have had their turn
+	mute    bool      // nothing more is written
+	later   func()    // is drain; a method value allocates
+}
+
+// side is what differs between the ends of a connection; mu is held.
+type side interface {
+	wake()               // makes every stream look again
+	stalling(begin bool) // a write may wait, or has ended; mu is not held
+	unwritten(err error) // nothing more can be written
+	flushed()            // all there was is written
+}
+
+// prompt is a connection whose Write takes all, and holds what the socket has no
+// room for until drain writes it.
+type prompt interface {
+	holds() bool
+	drain() error
+}
+
+// maxRounds is how often one call writes what others have to say before it
+// goes on with what is its own.
+const maxRounds = 8
+
+// attach takes the connection, whose system calls the scheduler need not hear of.
+func (k *link) attach(g *Gate, nc net.Conn, below *wire.Conn) {
+	if k.net = nc; below == nil {
+		k.net = g.hush(nc)
+		k.prompt, _ = k.net.(prompt)
+	} else {
+		below.Conn = g.hush(below.Conn)
+		k.prompt, _ = below.Conn.(prompt)
+	}
+	if k.later == nil {
+		k.later = k.drain
+	}
+}
+
+// flush has the core's output written, unless somebody does already; mu is held,
+// but not while it writes. It does not wait: what the socket has no room for, a
+// goroutine writes. So no call waits in a write for others, and its deadlines hold
+// whatever the connection does.
+func (k *link) flush() {
+	if !k.writing {
+		k.writing = true
+		k.write(k.waits, maxRounds)
+	}
+}
+
+// flushSoon is flush after the goroutines that can run now: what their calls have
+// to say leaves in the same write. One of them waits for all.
+func (k *link) flushSoon() {
+	if k.writing || k.soon {
+		return
+	}
+	if k.core.Streams() > 1 {
+		k.soon = true
+		k.mu.Unlock()
+		runtime.Gosched()
+		k.mu.Lock()
+		k.soon = false
+	}
+	k.flush()
+}
+
+// drain is flush for who may wait.
+func (k *link) drain() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.write(true, -1)
+}
+
+// write writes all there is, for who has set writing. What takes too long is left
+// to a goroutine of its own.
+func (k *link) write(mayWait bool, rounds int) {
+	for ; ; rounds-- {
+		out, held := k.core.Output(), k.prompt != nil && k.prompt.holds()
+		switch {
+		case k.mute || len(out) == 0 && !held:
+			k.writing = false
+			k.written.Broadcast()
+			if !k.mute {
+				k.side.flushed()
+			}
+			return
+		case rounds == 0 || !mayWait && (held || k.prompt == nil):
+			go k.later()
+			return
+		}
+		k.mu.Unlock()
+		n, err := k.writeOnce(out, held, mayWait)
+		k.mu.Lock()
+		if k.core.Sent(n); err != nil {
+			k.mute = true
+			k.side.unwritten(err)
+		}
+		if k.waiting > 0 {
+			k.side.wake()
+		}
+	}
+}
+
+func (k *link) writeOnce(out []byte, held, mayWait bool) (n int, err error) {
+	if mayWait {
+		k.side.stalling(true)
+		defer k.side.stalling(false)
+	}
+	if held {
+		return 0, k.prompt.drain()
+	}
+	return k.net.Write(out)
 }
 
 // linkStream is one stream of a link as a connection of HTTP/1.1 with one call:
@@ -84,7 +202,7 @@ func (l *linkStream) Read(b []byte) (int, error) {
 		return 0, io.EOF
 	}
 	on.core.Consumed(l.id, data)
-	on.push()
+	on.flush()
 	return n, nil
 }
 
@@ -193,7 +311,7 @@ func (l *linkStream) untilTaken(write func() error) error {
 func (l *linkStream) await() error {
 	on := l.on
 	before := len(on.core.Output())
-	on.push()
+	on.flush()
 	if len(on.core.Output()) < before {
 		return nil // and others may have been heard meanwhile: look again
 	}

@@ -5,6 +5,7 @@ package gate
 import (
 	"io"
 	"net"
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -115,10 +116,9 @@ func (c *conn) ready(fd uintptr) (leave bool) {
 		l.closed = true
 		return true
 	}
-	if c.rest(); c.input != nil {
-		c.forget()
-		c.dropInput()
-	}
+	c.forget()
+	c.rest()
+	c.dropInput()
 	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 	// Asked after the wait is known: a drain either sees it or is seen.
 	l.closed = c.g.draining.Load()
@@ -298,12 +298,16 @@ func (c *conn) look() (more bool) {
 // quiet is a TCP connection whose system calls the scheduler does not hear of,
 // for who must wait for reads and for writes in different goroutines. At an
 // ordinary load a system call that it hears of often costs the goroutine its
-// processor, and another thread is woken. Reads have one user at a time, and so
-// have writes.
+// processor, and another thread is woken. Reads have one user at a time.
 type quiet struct {
 	*net.TCPConn
-	raw     syscall.RawConn
-	in, out transfer
+	raw syscall.RawConn
+	in  transfer
+
+	mu  sync.Mutex
+	out transfer
+	// full is what the socket did not take at once.
+	full []byte
 }
 
 // transfer is a read or write in progress.
@@ -311,6 +315,7 @@ type transfer struct {
 	b     []byte
 	n     int
 	errno syscall.Errno
+	wait  bool                         // for room
 	step  func(fd uintptr) (done bool) // made once
 }
 
@@ -339,7 +344,7 @@ func (g *Gate) hush(nc net.Conn) net.Conn {
 		}
 		if t.errno == syscall.EAGAIN {
 			t.errno = 0
-			return false // until there is room
+			return !t.wait
 		}
 		return true
 	}
@@ -363,16 +368,57 @@ func (q *quiet) Read(b []byte) (int, error) {
 	return t.n, nil
 }
 
-// Write writes all of b.
+// maxHeld bounds what waits for the socket: more than one output of the core.
+const maxHeld = 256 << 10
+
+// Write takes all of b, and waits only if too much waits already.
 func (q *quiet) Write(b []byte) (int, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := 0
+	if len(q.full) > maxHeld {
+		if err := q.drainLocked(); err != nil {
+			return 0, err
+		}
+	}
+	if len(q.full) == 0 {
+		var err error
+		if n, err = q.put(b, false); err != nil {
+			return n, err
+		}
+	}
+	q.full = append(q.full, b[n:]...)
+	return len(b), nil
+}
+
+// put writes what the socket takes of b; with wait, all.
+func (q *quiet) put(b []byte, wait bool) (int, error) {
 	t := &q.out
-	t.b, t.n, t.errno = b, 0, 0
+	t.b, t.n, t.errno, t.wait = b, 0, 0, wait
 	err := q.raw.Write(t.step)
 	t.b = nil
 	if err == nil && t.errno != 0 {
 		err = t.errno
 	}
 	return t.n, err
+}
+
+func (q *quiet) holds() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.full) > 0
+}
+
+func (q *quiet) drain() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.drainLocked()
+}
+
+func (q *quiet) drainLocked() error {
+	_, err := q.put(q.full, true)
+	q.full = nil // it is rarely needed
+	return err
 }
 
 func rawRead(fd uintptr, b []byte) (int, syscall.Errno) { return rawReceive(fd, b, 0) }

@@ -2,6 +2,7 @@ package gate_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -55,7 +57,12 @@ services:
 // direct is an edge without TLS, straight in front of an app without TLS.
 func direct(t testing.TB, address string, bounds gate.Bounds) (addr string, g *gate.Gate) {
 	t.Helper()
-	text := open
+	return directBy(t, open, address, bounds)
+}
+
+// directBy is direct with another intent.
+func directBy(t testing.TB, text, address string, bounds gate.Bounds) (addr string, g *gate.Gate) {
+	t.Helper()
 	e := setup{addresses: map[string]string{"web": address}, bounds: bounds}.start(t, text)
 	o := e.orders(load(t, text, nil), merlon.Edge)
 	o.Endpoints["web"] = []merlon.Endpoint{{Address: address}}
@@ -437,11 +444,75 @@ func TestIdleConnectionsAreLight(t *testing.T) {
 	runtime.KeepAlive(clients)
 }
 
+// TestIdleConnectionsForget: nothing is left of a large head, or of the buffers
+// of its call, when all who sent one at the same time are idle.
+func TestIdleConnectionsForget(t *testing.T) {
+	if poolLosses > 0 {
+		t.Skip("the race detector makes pools forget")
+	}
+	if portable {
+		return // it waits for a request with a buffer in its hands
+	}
+	const n = 1000
+	var here atomic.Int64
+	answer := make(chan struct{})
+	addr, _ := directBy(t, strings.Replace(open, "timeout: 2s", "timeout: 60s", 1), app(t, func(c net.Conn, r *bufio.Reader) {
+		for {
+			if req := readRequest(r); req == nil {
+				return
+			}
+			here.Add(1)
+			<-answer
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n"+strings.Repeat("X-Field: some value\r\n", 60)+"\r\nhi")
+		}
+	}), gate.Bounds{})
+	head := get("/pages/"+strings.Repeat("%C3%A9", 500), "Cookie: "+strings.Repeat("c", 7000), strings.Repeat("X-Field: some value\r\n", 80)+"Y: z")
+	clients := make([]net.Conn, n)
+	buf := make([]byte, 64<<10)
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	for i := range clients {
+		clients[i] = dial(t, addr)
+		io.WriteString(clients[i], head)
+		if i%50 == 49 { // no listener of a test has room for all at once
+			until(t, "the calls", func() bool { return here.Load() == int64(i+1) })
+		}
+	}
+	close(answer)
+	for _, c := range clients {
+		for got := 0; !bytes.HasSuffix(buf[:got], []byte("\r\n\r\nhi")); {
+			m, err := c.Read(buf[got:])
+			if err != nil {
+				t.Fatalf("%v after %q", err, buf[:got])
+			}
+			if got += m; !bytes.HasPrefix(buf[:got], []byte("HTTP/1.1 200 ")) {
+				t.Fatalf("answered with %q", buf[:got])
+			}
+		}
+	}
+	var per int64
+	for range 20 { // the last of them may not be idle yet
+		if per = (heap() - before) / n; per < 16<<10 {
+			break
+		}
+	}
+	if t.Logf("%d bytes of heap for an idle connection", per); per > 16<<10 {
+		t.Errorf("%d bytes of heap for an idle connection", per)
+	}
+	runtime.KeepAlive(clients)
+}
+
 // TestSystemCalls counts them. At 64 connections of HTTP/1.1 a call is two reads,
 // two writes and the look at a pooled connection; anything more is a wait that
 // the engine need not have. At 64 streams of HTTP/2 calls share reads and writes
-// of the client's connection, and none of those is known to the scheduler, which
-// sees only read and write.
+// of the client's connection, and of the upstream's if that speaks HTTP/2 too, and
+// none of those is known to the scheduler, which sees only read and write.
 func TestSystemCalls(t *testing.T) {
 	if portable {
 		return
@@ -450,8 +521,8 @@ func TestSystemCalls(t *testing.T) {
 		traced(t)
 		return
 	}
-	const conns, calls = 64, 300
-	count := countCalls(t, conns*calls, func(addr string, all *sync.WaitGroup) {
+	const conns, calls, streams = 64, 300, 16
+	count := countCalls(t, open, conns*calls, func(addr string, all *sync.WaitGroup) {
 		for range conns {
 			c := &lightClient{dial(t, addr), []byte(browse), make([]byte, 16<<10)}
 			all.Go(func() {
@@ -467,50 +538,58 @@ func TestSystemCalls(t *testing.T) {
 	if moved := count["sendto"] + count["recvfrom"] + count["read"] + count["write"]; moved > 5.4 {
 		t.Errorf("%.2f calls that move data; two reads, two writes and a look are five", moved)
 	}
-
-	const streams = 16
-	count = countCalls(t, conns*calls, func(addr string, all *sync.WaitGroup) {
-		for range conns / streams {
-			tr := &http.Transport{MaxConnsPerHost: 1, Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) {
-				return net.Dial("tcp", addr)
-			}}
-			tr.Protocols.SetUnencryptedHTTP2(true)
-			t.Cleanup(tr.CloseIdleConnections)
-			for range streams {
-				all.Go(func() {
-					for range calls {
-						req, _ := http.NewRequest("GET", "http://shop.example/pages/7", nil)
-						res, err := tr.RoundTrip(req)
-						if err != nil {
-							t.Error(err)
-							return
-						}
-						io.Copy(io.Discard, res.Body)
-						res.Body.Close()
-					}
-				})
+	for _, text := range []string{open, strings.Replace(open, "  web:\n", "  web:\n    protocol: http2\n", 1)} {
+		count := countCalls(t, text, conns*calls, func(addr string, all *sync.WaitGroup) {
+			for range conns / streams {
+				callOver2(t, addr, streams, calls, all)
 			}
+		})
+		if known := count["read"] + count["write"]; known > 0.4 {
+			t.Errorf("%.2f calls over HTTP/2 that the scheduler knows of", known)
 		}
-	})
-	if known := count["read"] + count["write"]; known > 0.4 {
-		t.Errorf("%.2f calls over HTTP/2 that the scheduler knows of", known)
+		if moved := count["sendto"] + count["recvfrom"]; moved > 4 {
+			t.Errorf("%.2f calls that move data over HTTP/2: they are not shared", moved)
+		}
 	}
-	if moved := count["sendto"] + count["recvfrom"]; moved > 4 {
-		t.Errorf("%.2f calls that move data over HTTP/2: they are not shared", moved)
+}
+
+// callOver2 makes calls over a connection of HTTP/2, so many streams at a time.
+func callOver2(t *testing.T, addr string, streams, calls int, all *sync.WaitGroup) {
+	tr := &http.Transport{MaxConnsPerHost: 1, Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) {
+		return net.Dial("tcp", addr)
+	}}
+	tr.Protocols.SetUnencryptedHTTP2(true)
+	t.Cleanup(tr.CloseIdleConnections)
+	for range streams {
+		all.Go(func() {
+			for range calls {
+				req, _ := http.NewRequest("GET", "http://shop.example/pages/7", nil)
+				res, err := tr.RoundTrip(req)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				io.Copy(io.Discard, res.Body)
+				res.Body.Close()
+			}
+		})
 	}
 }
 
 // countCalls tells how often a gate makes each system call for one of n calls.
-func countCalls(t *testing.T, n int, drive func(addr string, all *sync.WaitGroup)) (count map[string]float64) {
+func countCalls(t *testing.T, text string, n int, drive func(addr string, all *sync.WaitGroup)) (count map[string]float64) {
 	t.Helper()
 	strace, err := exec.LookPath("strace")
 	if err != nil {
 		t.Skip("strace is not installed")
 	}
 	address := lightApp(t)
+	if text != open {
+		address = lightApp2(t, false)
+	}
 	dir := t.TempDir()
 	cmd := exec.Command(strace, "-c", "-f", "-o", dir+"/calls", os.Args[0], "-test.run=^TestSystemCalls$", "-test.v")
-	cmd.Env = append(os.Environ(), "MERLON_TEST_GATE="+address)
+	cmd.Env = append(os.Environ(), "MERLON_TEST_GATE="+address, "MERLON_TEST_INTENT="+text)
 	in, _ := cmd.StdinPipe()
 	out, _ := cmd.StdoutPipe()
 	if err := cmd.Start(); err != nil {
@@ -532,12 +611,12 @@ func countCalls(t *testing.T, n int, drive func(addr string, all *sync.WaitGroup
 	if err := cmd.Wait(); err != nil {
 		t.Skipf("strace cannot trace here: %v", err)
 	}
-	text, err := os.ReadFile(dir + "/calls")
+	summary, err := os.ReadFile(dir + "/calls")
 	if err != nil {
 		t.Fatal(err)
 	}
 	count = map[string]float64{}
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(string(summary)) {
 		f := strings.Fields(line)
 		if len(f) < 5 {
 			continue
@@ -549,14 +628,14 @@ func countCalls(t *testing.T, n int, drive func(addr string, all *sync.WaitGroup
 	t.Logf("a call: %.2f sendto, %.2f recvfrom, %.2f read, %.2f write, %.2f epoll_pwait, %.2f futex",
 		count["sendto"], count["recvfrom"], count["read"], count["write"], count["epoll_pwait"], count["futex"])
 	if count["sendto"] == 0 {
-		t.Fatalf("nothing was counted:\n%s", text)
+		t.Fatalf("nothing was counted:\n%s", summary)
 	}
 	return count
 }
 
 // traced is the gate whose system calls are counted, in a process of its own.
 func traced(t *testing.T) {
-	addr, _ := direct(t, os.Getenv("MERLON_TEST_GATE"), gate.Bounds{})
+	addr, _ := directBy(t, os.Getenv("MERLON_TEST_INTENT"), os.Getenv("MERLON_TEST_GATE"), gate.Bounds{})
 	fmt.Printf("serving %s\n", addr)
 	io.Copy(io.Discard, os.Stdin)
 }

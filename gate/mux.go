@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"runtime"
 	"sync"
 	"time"
 
@@ -34,9 +33,6 @@ type mux struct {
 	// Guarded by mu.
 	lanes   map[uint32]*lane
 	begun   []*lane // by the batch at hand
-	writing bool
-	soon    bool      // a lane will flush when others have had their turn
-	written sync.Cond // writing became false
 	serving sync.WaitGroup
 }
 
@@ -55,17 +51,13 @@ const headMargin = 256
 // maxHTTP2Fields leaves room for those that are written anew.
 const maxHTTP2Fields = 96
 
-// maxRounds is how often one call writes what others have to say before it
-// goes on with what is its own.
-const maxRounds = 8
-
 // maxDrain is how long a connection without calls waits for its peer to learn
 // of a shutdown.
 const maxDrain = time.Second
 
 var muxes = sync.Pool{New: func() any {
 	m := &mux{lanes: map[uint32]*lane{}}
-	m.written.L, m.push = &m.mu, m.flushLocked
+	m.written.L, m.side = &m.mu, m
 	return m
 }}
 
@@ -89,12 +81,9 @@ func (c *conn) beginsHTTP2(err error) bool {
 // serveHTTP2 serves the connection until it is over and its calls have ended.
 func (c *conn) serveHTTP2() {
 	m := muxes.Get().(*mux)
-	m.c, m.net, m.err, m.left = c, c.net, nil, 0
-	if w := c.live.wire; w != nil {
-		w.Conn = c.g.hush(w.Conn)
-	} else {
-		m.net = c.g.hush(c.net)
-	}
+	m.c, m.err, m.mute, m.left = c, nil, false, 0
+	m.attach(c.g, c.net, c.live.wire)
+	m.waits = m.prompt == nil
 	m.reads, m.writes = readSide{c.net}, writeSide{c.net}
 	m.core.Init(http2.Config{
 		Streams:    streamsPerConn,
@@ -113,7 +102,7 @@ func (c *conn) serveHTTP2() {
 		c.hold()
 		c.lingers = true // the peer is to learn why
 	}
-	m.c, m.net, m.reads, m.writes = nil, nil, nil, nil
+	m.c, m.net, m.prompt, m.reads, m.writes = nil, nil, nil, nil, nil
 	muxes.Put(m)
 }
 
@@ -130,7 +119,9 @@ func (s writeSide) SetDeadline(t time.Time) error { return s.Conn.SetWriteDeadli
 // read reads frames until the connection is over, and says why.
 func (m *mux) read() error {
 	c := m.c
+	m.mu.Lock()
 	m.flush()
+	m.mu.Unlock()
 	if first := c.in.bytes(); len(first) > 0 {
 		if err := m.batch(first); err != nil {
 			return err
@@ -196,7 +187,7 @@ func (m *mux) leave() bool {
 		m.left = now
 	}
 	m.core.GoAway()
-	m.flushLocked()
+	m.flush()
 	return m.core.Drained() || m.core.Streams() == 0 && now-m.left > int64(maxDrain)
 }
 
@@ -222,7 +213,9 @@ func (m *mux) batch(in []byte) error {
 	}
 	clear(m.begun)
 	m.begun = m.begun[:0]
+	m.mu.Lock()
 	m.flush()
+	m.mu.Unlock()
 	return over
 }
 
@@ -253,7 +246,8 @@ func (m *mux) handle(ev *http2.Event) {
 // would have a hundred times as much of the gate over HTTP/2.
 func (m *mux) begin(l *lane) {
 	g := m.c.g
-	if !g.open.admit(m.c.peer.addr, m.c.at == AtEdge) {
+	l.counted = m.c.at == AtEdge && !g.trusts(m.c.peer.addr)
+	if !g.open.admit(m.c.peer.addr, l.counted) {
 		m.mu.Lock()
 		m.core.Reset(l.id, http2.RefusedStream) // it may be tried elsewhere (RFC 9113 8.7)
 		m.mu.Unlock()
@@ -278,65 +272,22 @@ func (m *mux) proveOwn() {
 	}
 }
 
-// flush writes the core's output, unless somebody else does.
-func (m *mux) flush() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.flushLocked()
-}
-
-// flushLocked is flush for who holds m.mu, which it lets go while it writes.
-func (m *mux) flushLocked() {
-	if m.writing {
-		return
-	}
-	c := m.c
-	for round := 0; ; round++ {
-		out := m.core.Output()
-		if len(out) == 0 || m.err != nil {
-			return
-		}
-		if round == maxRounds {
-			m.serving.Add(1)
-			go func() {
-				defer m.serving.Done()
-				m.flush()
-			}()
-			return
-		}
-		m.writing = true
-		m.mu.Unlock()
+// stalling bounds a write that waits.
+func (m *mux) stalling(begin bool) {
+	if c := m.c; begin {
 		c.bodyWatch.start(c.g, m.writes, c.g.cfg.Bounds.Stall, busy)
-		n, err := m.net.Write(out)
+	} else {
 		c.bodyWatch.stop()
-		m.mu.Lock()
-		m.writing = false
-		m.written.Broadcast()
-		m.core.Sent(n)
-		if err != nil {
-			m.endLocked(err)
-			// The reader learns of it too.
-			m.reads.SetDeadline(past)
-		}
-		if m.waiting > 0 {
-			m.wake()
-		}
 	}
 }
 
-// flushSoon is flushLocked after the goroutines that can run now: what their
-// calls have to say leaves in the same write. One of them waits for all.
-func (m *mux) flushSoon() {
-	if m.writing || m.soon {
-		return
-	}
-	m.soon = true
-	m.mu.Unlock()
-	runtime.Gosched()
-	m.mu.Lock()
-	m.soon = false
-	m.flushLocked()
+// unwritten ends the connection, and the reader learns of it too.
+func (m *mux) unwritten(err error) {
+	m.endLocked(err)
+	m.reads.SetDeadline(past)
 }
+
+func (m *mux) flushed() {}
 
 // wake makes every lane look again; m.mu is held.
 func (m *mux) wake() {
@@ -352,10 +303,9 @@ func (m *mux) end(err error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for m.writing {
+	for m.flush(); m.writing; m.flush() { // what the core said last
 		m.written.Wait()
 	}
-	m.flushLocked() // what the core said last
 	m.endLocked(err)
 }
 
@@ -366,6 +316,7 @@ func (m *mux) endLocked(err error) {
 	if m.err == nil {
 		m.err = err
 	}
+	m.mute = true
 	m.wake()
 	for _, l := range m.lanes {
 		l.letGo()

@@ -61,7 +61,9 @@ func (l *upLane) take(ev *http2.Event) {
 		l.end(resetError(ev))
 	}
 	in.ended = in.ended || ev.End
-	l.cond.Broadcast()
+	if n := len(l.m.awake); n == 0 || l.m.awake[n-1] != l {
+		l.m.awake = append(l.m.awake, l)
+	}
 }
 
 // resetError is why a stream was reset.
@@ -123,7 +125,7 @@ func (l *upLane) Write(b []byte) (int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n, err := l.write(b, l.sendHead)
-	m.signal()
+	m.flushSoon()
 	return n, err
 }
 
@@ -190,9 +192,11 @@ func (l *upLane) Close() error {
 		l.answered()
 		delete(m.lanes, l.id)
 		l.done()
-		m.signal()
 	}
 	l.leave()
+	if !m.soon {
+		m.flush()
+	}
 	return nil
 }
 

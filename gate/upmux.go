@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"sync"
 	"time"
 
 	"merlon/gate/http2"
@@ -16,9 +15,8 @@ import (
 // stream of it (upLane) that takes an HTTP/1.1 request and gives an HTTP/1.1
 // answer.
 //
-// One goroutine reads the frames of a connection and one writes them, all there
-// are at a time. So no call waits in a write for others, and its deadlines hold
-// whatever the connection does.
+// One goroutine reads the frames of a connection; who has frames to write does it
+// as at the door (link.flush).
 
 // upMux is one connection to an upstream over which HTTP/2 is spoken.
 type upMux struct {
@@ -33,9 +31,8 @@ type upMux struct {
 	lanes    map[uint32]*upLane
 	promised int       // lanes whose stream has not begun
 	opening  []*upLane // of these, some that wait for room in the output
+	awake    []*upLane // which the batch at hand has something for
 	closing  bool      // all there is to write is to be written, and no more
-	output   sync.Cond // there is something to write, or the end
-	writer   sync.WaitGroup
 
 	// Whether the upstream is alive is asked when calls wait and nothing comes.
 	silence    *time.Timer
@@ -80,8 +77,8 @@ func (g *Gate) newUpMux(first *upstream.Conn, changed func()) (upstream.Mux, err
 		s.holds(first, time.Now())
 		m.renew = s.renew
 	}
-	m.net, m.push = first.Conn, m.signal
-	m.output.L = &m.mu
+	m.written.L, m.side = &m.mu, m
+	m.attach(g, first.Conn, first.Wire)
 	m.core.Init(http2.Config{
 		Client:     true,
 		Streams:    streamsPerConn,
@@ -90,9 +87,7 @@ func (g *Gate) newUpMux(first *upstream.Conn, changed func()) (upstream.Mux, err
 		Fields:     maxHTTP2Fields,
 	})
 	m.silence = time.AfterFunc(m.every, m.listen)
-	m.writer.Add(1)
 	go m.read()
-	go m.write()
 	return m, nil
 }
 
@@ -129,6 +124,9 @@ func (m *upMux) Close() {
 
 // read reads frames until the connection is over.
 func (m *upMux) read() {
+	m.mu.Lock()
+	m.flush()
+	m.mu.Unlock()
 	buf := inputs.Get().(*[bufferSize]byte)
 	defer inputs.Put(buf)
 	for {
@@ -138,7 +136,12 @@ func (m *upMux) read() {
 		}
 		if err != nil {
 			m.end(err)
-			m.writer.Wait()
+			m.mu.Lock()
+			for m.writing {
+				m.written.Wait()
+			}
+			m.mute = true
+			m.mu.Unlock()
 			m.first.Socket().Close()
 			return
 		}
@@ -163,9 +166,15 @@ func (m *upMux) batch(in []byte) error {
 			break
 		}
 	}
-	m.signal()
+	m.flush()
 	changed := err == nil && (m.core.Leaving() || m.core.Room() > room)
 	m.mu.Unlock()
+	// Now, since none could go on before.
+	for _, l := range m.awake {
+		l.cond.Broadcast()
+	}
+	clear(m.awake)
+	m.awake = m.awake[:0]
 	if changed {
 		m.changed()
 	}
@@ -192,41 +201,20 @@ func (m *upMux) handle(ev *http2.Event) {
 	}
 }
 
-// write writes what the core has to say, until the connection is over.
-func (m *upMux) write() {
-	defer m.writer.Done()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for {
-		out := m.core.Output()
-		if len(out) == 0 {
-			if m.err == nil && !m.closing {
-				m.output.Wait()
-				continue
-			}
-			m.first.Socket().SetReadDeadline(past)
-			return
-		}
-		m.mu.Unlock()
-		n, err := m.net.Write(out)
-		m.mu.Lock()
-		if m.core.Sent(n); err != nil {
-			// What the upstream has said before it closed may still be read, such
-			// as which calls it did nothing about.
-			m.closing = true
-			m.first.Socket().SetReadDeadline(time.Now().Add(maxDrain))
-			return
-		}
-		if m.waiting > 0 {
-			m.wake()
-		}
-	}
+// stalling does nothing: who waits for the connection has a deadline of his own.
+func (m *upMux) stalling(bool) {}
+
+// unwritten ends the connection, but not at once: what the upstream has said before it
+// closed may still be read, such as which calls it did nothing about.
+func (m *upMux) unwritten(error) {
+	m.closing = true
+	m.first.Socket().SetReadDeadline(time.Now().Add(maxDrain))
 }
 
-// signal has the writer look; m.mu is held.
-func (m *upMux) signal() {
-	if len(m.core.Output()) > 0 {
-		m.output.Signal()
+// flushed ends a connection that is to be closed.
+func (m *upMux) flushed() {
+	if m.err != nil || m.closing {
+		m.first.Socket().SetReadDeadline(past)
 	}
 }
 
@@ -252,7 +240,7 @@ func (m *upMux) listen() {
 		m.questions++
 		m.asked = true
 		m.core.Ping()
-		m.signal()
+		m.flush()
 	}
 	m.heard = false
 	if m.err == nil {
@@ -264,8 +252,7 @@ func (m *upMux) listen() {
 	}
 }
 
-// end makes every call in progress fail at its next read or write, and the
-// writer close the connection.
+// end makes every call in progress fail at its next read or write.
 func (m *upMux) end(err error) {
 	m.mu.Lock()
 	m.endLocked(err)
@@ -283,8 +270,8 @@ func (m *upMux) endLocked(err error) {
 	m.wake()
 }
 
-// hurry has the writer write what there is and end; m.mu is held.
+// hurry has what there is written, and ends the connection; m.mu is held.
 func (m *upMux) hurry() {
 	m.first.Socket().SetWriteDeadline(time.Now().Add(maxDrain))
-	m.output.Signal()
+	m.flush()
 }

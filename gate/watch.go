@@ -161,7 +161,7 @@ func (w *watch) reset() {
 type registry struct {
 	mu        sync.Mutex
 	bounds    Bounds
-	conns     map[*conn]struct{}
+	conns     []*conn // each knows its slot
 	clients   map[netip.Addr]int
 	admitted  int
 	listeners []net.Listener
@@ -175,7 +175,7 @@ type registry struct {
 func (r *registry) init(b Bounds) {
 	r.bounds = b
 	r.empty.L = &r.mu
-	r.conns, r.clients, r.done = map[*conn]struct{}{}, map[netip.Addr]int{}, make(chan struct{})
+	r.clients, r.done = map[netip.Addr]int{}, make(chan struct{})
 }
 
 // admit counts a connection in, or reports that there is no room for it.
@@ -196,8 +196,8 @@ func (r *registry) admit(client netip.Addr, perClient bool) bool {
 	return true
 }
 
-// admitClient counts a connection that was admitted already for the client that
-// it turned out to be from.
+// admitClient counts a connection that was admitted already, or a call of one,
+// for the client that it turned out to be from.
 func (r *registry) admitClient(client netip.Addr) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -226,23 +226,49 @@ func (r *registry) add(c *conn) bool {
 	if r.closed {
 		return false
 	}
-	r.conns[c] = struct{}{}
+	c.slot = len(r.conns)
+	r.conns = append(r.conns, c)
 	return true
 }
 
 func (r *registry) remove(c *conn, client netip.Addr, perClient bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.conns, c)
+	r.drop(c)
 	if r.admitted--; r.admitted == 0 {
 		r.empty.Broadcast()
 	}
 	if perClient {
-		client = sameClient(client)
-		if r.clients[client]--; r.clients[client] <= 0 {
-			delete(r.clients, client)
-		}
+		r.uncount(client)
 	}
+}
+
+// leaveClient ends what admitClient counted.
+func (r *registry) leaveClient(client netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.uncount(client)
+}
+
+// uncount takes one from a client; mu is held.
+func (r *registry) uncount(client netip.Addr) {
+	client = sameClient(client)
+	if r.clients[client]--; r.clients[client] <= 0 {
+		delete(r.clients, client)
+	}
+}
+
+// drop takes c out of conns, if it is there: every stream is a connection, and a
+// map would cost each a hash or two.
+func (r *registry) drop(c *conn) {
+	if c.slot >= len(r.conns) || r.conns[c.slot] != c {
+		return
+	}
+	last := len(r.conns) - 1
+	r.conns[c.slot] = r.conns[last]
+	r.conns[c.slot].slot = c.slot
+	r.conns[last] = nil
+	r.conns = r.conns[:last]
 }
 
 // awaitNone waits until every connection has ended.
@@ -303,7 +329,7 @@ func (r *registry) each(f func(*watch)) {
 func (r *registry) eachConn(f func(*conn)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for c := range r.conns {
+	for _, c := range r.conns {
 		f(c)
 	}
 }

@@ -56,6 +56,6 @@ func (l *lane) CloseWrite() error {
 		}
 		l.whole = true
 	}
-	m.flushLocked()
+	m.flush()
 	return nil
 }
