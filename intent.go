@@ -16,6 +16,7 @@ type Intent struct {
 	Mode        Mode        `json:"mode"`
 	Gateway     *Gateway    `json:"gateway,omitzero"` // nil: nothing is reachable from outside
 	Services    []Service   `json:"services"`         // in the order of Name
+	Nodes       []Node      `json:"nodes,omitzero"`   // in the order of Name
 	Guardrails  []Guardrail `json:"guardrails,omitzero"`
 	Federation  []Partner   `json:"federation,omitzero"` // in the order of TrustDomain
 	Telemetry   *Telemetry  `json:"telemetry,omitzero"`  // nil: gates tell nobody unasked
@@ -37,6 +38,29 @@ func (in *Intent) Service(name string) *Service {
 		return nil
 	}
 	return &in.Services[i]
+}
+
+// Node finds a node by name, or returns nil.
+func (in *Intent) Node(name string) *Node {
+	for i := range in.Nodes {
+		if in.Nodes[i].Name == name {
+			return &in.Nodes[i]
+		}
+	}
+	return nil
+}
+
+// Here is the intent with only those services whose workloads run on the host of
+// the control plane.
+func (in *Intent) Here() *Intent {
+	here := *in
+	here.Services = nil
+	for _, s := range in.Services {
+		if len(s.Nodes) == 0 {
+			here.Services = append(here.Services, s)
+		}
+	}
+	return &here
 }
 
 // Partner finds a partner by its trust domain, or returns nil.
@@ -143,6 +167,7 @@ type Service struct {
 	Zone       string        `json:"zone,omitzero"`
 	Mode       Mode          `json:"mode,omitzero"`
 	Workload   *WorkloadRule `json:"workload,omitzero"`
+	Nodes      []string      `json:"nodes,omitzero"` // where its workloads run; none: on the host of the control plane
 	Protocol   Protocol      `json:"protocol"`
 	Operations []Operation   `json:"operations,omitzero"` // in the order of Name
 	Rules      []Rule        `json:"rules,omitzero"`      // in the order they were written
@@ -237,6 +262,36 @@ func (w *WorkloadRule) Selectors() []string {
 	}
 	add("kubernetes service account", w.Kubernetes)
 	return all
+}
+
+// Node is another host than the control plane's, or several that prove
+// themselves alike. Its agent gives the services that the intent puts there their
+// identities. Exactly one of the ways to prove it is set.
+type Node struct {
+	Name       string    `json:"name"`
+	Pos        Pos       `json:"pos"`
+	JoinToken  bool      `json:"joinToken,omitzero"`  // single use, from merlon node token
+	X509       *NodeX509 `json:"x509,omitzero"`       // the key of a certificate
+	Kubernetes string    `json:"kubernetes,omitzero"` // the agent's pod runs as NAMESPACE/SERVICEACCOUNT
+}
+
+// NodeX509 is the certificate by which a node proves itself.
+type NodeX509 struct {
+	CA  string `json:"ca"`  // PEM, read from a file
+	DNS string `json:"dns"` // a name that it must have, exactly
+}
+
+// Proof says how the node proves itself, for people.
+func (n *Node) Proof() string {
+	switch {
+	case n.JoinToken:
+		return "join token"
+	case n.X509 != nil:
+		return "certificate for " + n.X509.DNS
+	case n.Kubernetes != "":
+		return "kubernetes service account " + n.Kubernetes
+	}
+	return ""
 }
 
 // Run says how to build and start a service on this machine, for merlon up.

@@ -439,7 +439,7 @@ func TestHashes(t *testing.T) {
 	if err != nil || again != first {
 		t.Fatal(again, err)
 	}
-	if len(h.of) == 0 {
+	if len(h.of) == 0 { // an older kernel, or another file system
 		t.Log("this kernel or file system does not say what a file's content is known by: it is read each time")
 		return
 	}
@@ -464,6 +464,19 @@ func TestHashes(t *testing.T) {
 	}())
 	if got, err := h.executable(t.Context(), other); err != nil || got == "remembered" || got == first {
 		t.Errorf("%s, %v", got, err)
+	}
+	// What a process ran when the reading began has to be what it runs at the end.
+	exe, err := p.OpenExecutable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer exe.Close()
+	id, _, err := sockowner.FileVersion(exe, now)
+	if err := errors.Join(err, h.unchanged(p, id)); err != nil {
+		t.Error(err)
+	}
+	if err := h.unchanged(other, id); err == nil {
+		t.Error("another file is taken for the one that was read")
 	}
 	// An end of the one who reads is no one else's.
 	ended, cancel := context.WithCancel(t.Context())

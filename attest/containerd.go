@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -27,17 +28,17 @@ import (
 type containerd struct {
 	client *http.Client
 
-	mu     sync.Mutex
-	layers map[string][]string // of images, by digest; content never changes
+	mu   sync.Mutex
+	docs map[string]ociDocument // by digest: what has one never changes
 }
 
-// maxImages bounds what is remembered of images.
-const maxImages = 1024
+// maxDocuments bounds what is remembered.
+const maxDocuments = 4096
 
 func newContainerd(socket string) *containerd {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
-	return &containerd{layers: map[string][]string{}, client: &http.Client{
+	return &containerd{docs: map[string]ociDocument{}, client: &http.Client{
 		Transport: &http.Transport{
 			Protocols: protocols, DisableCompression: true, MaxResponseHeaderBytes: 16 << 10,
 			IdleConnTimeout: 10 * time.Second, // attestors come and go with intents
@@ -150,66 +151,69 @@ func (c *containerd) parent(ctx context.Context, namespace string, snapshotter, 
 	return string(info.text(2)), nil
 }
 
-// image is the chains of layers of an image: one, or of an index one for each
-// platform that is here.
+// image is the chains of layers of an image: one, or of an index those that are
+// for this machine and are here.
 //
 // The name of an image means another one tomorrow, and containerd does not keep
 // which it meant when a container was made. What it keeps is the layers that the
 // container's file system began with, by their chain ID (OCI Image Format, Layer
 // ChainID): so an image is what its digest says its layers are.
-func (c *containerd) image(ctx context.Context, namespace, digest string) ([]string, error) {
-	c.mu.Lock()
-	chains := c.layers[namespace+" "+digest]
-	c.mu.Unlock()
-	if chains != nil {
-		return chains, nil
-	}
-	complete := true
-	var follow func(digest string, depth int) error
-	follow = func(digest string, depth int) error {
-		text, err := c.content(ctx, namespace, digest)
-		if err != nil {
-			return err
-		}
-		doc, err := parseOCI(text)
-		if err != nil {
-			return err
-		}
-		switch {
-		case doc.chain != "":
-			chains = append(chains, doc.chain)
-		case depth == 0:
-			return errors.New("the image is an index of indexes")
-		case doc.config != "":
-			return follow(doc.config, depth-1)
-		}
-		for _, m := range doc.manifests {
-			if err := follow(m, depth-1); errors.Is(err, errNotFound) {
-				complete = false // of another platform, and not pulled
-			} else if err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	if err := follow(digest, 2); err != nil {
+func (c *containerd) image(ctx context.Context, namespace, digest string) (chains []string, err error) {
+	top, err := c.document(ctx, namespace, digest)
+	if err != nil {
 		return nil, err
 	}
-	if complete {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if len(c.layers) >= maxImages {
-			clear(c.layers)
+	all := top.manifests
+	if len(all) == 0 {
+		all = []string{digest}
+	}
+	for _, digest := range all {
+		doc, err := c.document(ctx, namespace, digest)
+		if err == nil && doc.config != "" {
+			doc, err = c.document(ctx, namespace, doc.config)
 		}
-		c.layers[namespace+" "+digest] = chains
+		switch {
+		case errors.Is(err, errNotFound) && len(top.manifests) > 0: // of a variant that was not pulled
+		case err != nil:
+			return nil, err
+		case doc.chain != "":
+			chains = append(chains, doc.chain)
+		}
 	}
 	return chains, nil
+}
+
+// document is what has this digest.
+func (c *containerd) document(ctx context.Context, namespace, digest string) (ociDocument, error) {
+	c.mu.Lock()
+	doc, ok := c.docs[digest]
+	c.mu.Unlock()
+	if ok {
+		return doc, nil
+	}
+	text, err := c.call(ctx, namespace, "content.v1.Content/Read", bytesField(nil, 1, digest))
+	if err != nil {
+		return doc, err
+	}
+	if digestOf(text) != digest {
+		return doc, fmt.Errorf("containerd gave something else for %s", digest)
+	}
+	if doc, err = parseOCI(text); err != nil {
+		return doc, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.docs) >= maxDocuments {
+		clear(c.docs)
+	}
+	c.docs[digest] = doc
+	return doc, nil
 }
 
 // ociDocument is what is read of an OCI image index, manifest or configuration,
 // and of Docker's, which have the same fields.
 type ociDocument struct {
-	manifests []string // of an index
+	manifests []string // of an index, for this machine
 	config    string   // of a manifest
 	chain     string   // of a configuration
 }
@@ -219,7 +223,10 @@ type ociDocument struct {
 const maxManifests, maxLayers = 64, 512
 
 func parseOCI(text []byte) (doc ociDocument, err error) {
-	type descriptor struct{ Digest string }
+	type descriptor struct {
+		Digest   string
+		Platform struct{ Architecture string }
+	}
 	var d struct {
 		Manifests []descriptor
 		// A configuration has a field of this name too, which is another thing.
@@ -243,11 +250,13 @@ func parseOCI(text []byte) (doc ociDocument, err error) {
 		doc.config = config.Digest
 	case len(d.Manifests) > 0 && len(d.Manifests) <= maxManifests:
 		for _, m := range d.Manifests {
-			doc.manifests = append(doc.manifests, m.Digest)
+			if arch := m.Platform.Architecture; arch == "" || arch == runtime.GOARCH {
+				doc.manifests = append(doc.manifests, m.Digest)
+			}
 		}
 	}
 	if doc.chain == "" && doc.config == "" && len(doc.manifests) == 0 {
-		return doc, errors.New("the image's description names no layers, or too many")
+		return doc, errors.New("the image's description names no layers for this machine, or too many")
 	}
 	return doc, nil
 }
@@ -265,18 +274,6 @@ func chainID(diffs []string) string {
 func digestOf(b []byte) string {
 	sum := sha256.Sum256(b)
 	return "sha256:" + hex.EncodeToString(sum[:])
-}
-
-// content is what has this digest.
-func (c *containerd) content(ctx context.Context, namespace, digest string) ([]byte, error) {
-	text, err := c.call(ctx, namespace, "content.v1.Content/Read", bytesField(nil, 1, digest))
-	if err != nil {
-		return nil, err
-	}
-	if digestOf(text) != digest {
-		return nil, fmt.Errorf("containerd gave something else for %s", digest)
-	}
-	return text, nil
 }
 
 var errNotFound = errors.New("containerd knows no such thing")

@@ -73,6 +73,7 @@ func imageOf(t testing.TB, program, mark string) *image {
 	i.index, _ = i.add(object{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []object{
 		{"mediaType": manifest, "digest": i.manifest, "size": size, "platform": object{"architecture": runtime.GOARCH, "os": "linux"}},
 		{"mediaType": manifest, "digest": digestOf([]byte(mark)), "size": 1, "platform": object{"architecture": "s390x", "os": "linux"}},
+		{"mediaType": manifest, "digest": digestOf([]byte(mark + "2")), "size": 1, "platform": object{"architecture": runtime.GOARCH, "os": "linux", "variant": "v9"}},
 	}})
 	return i
 }

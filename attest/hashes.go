@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -33,8 +34,7 @@ type hash struct {
 	err   error
 }
 
-// executable is the hash of the file that a process runs, hexadecimal. While a
-// file runs the kernel lets nobody write to it (ETXTBSY).
+// executable is the hash of the file that a process runs, hexadecimal.
 func (h *hashes) executable(ctx context.Context, p *sockowner.Process) (string, error) {
 	f, err := p.OpenExecutable()
 	if err != nil {
@@ -42,9 +42,19 @@ func (h *hashes) executable(ctx context.Context, p *sockowner.Process) (string, 
 	}
 	defer f.Close()
 	// Taken before the file is read: what changes afterwards has another.
-	id, ok := sockowner.FileVersion(f, h.now())
-	if !ok {
-		return sum(ctx, f)
+	id, lasts, err := sockowner.FileVersion(f, h.now())
+	if err != nil {
+		return "", err
+	}
+	read := func() (string, error) {
+		text, err := sum(ctx, f)
+		if err == nil {
+			err = h.unchanged(p, id)
+		}
+		return text, err
+	}
+	if !lasts {
+		return read()
 	}
 	h.mu.Lock()
 	e, found := h.of[id]
@@ -57,7 +67,7 @@ func (h *hashes) executable(ctx context.Context, p *sockowner.Process) (string, 
 	}
 	h.mu.Unlock()
 	if !found {
-		if e.sum, e.err = sum(ctx, f); e.err != nil { // of this caller, such as its end
+		if e.sum, e.err = read(); e.err != nil { // of this caller, such as its end
 			h.mu.Lock()
 			delete(h.of, id)
 			h.mu.Unlock()
@@ -71,9 +81,24 @@ func (h *hashes) executable(ctx context.Context, p *sockowner.Process) (string, 
 		return "", ctx.Err()
 	}
 	if e.err != nil {
-		return sum(ctx, f)
+		return read()
 	}
 	return e.sum, nil
+}
+
+// unchanged checks that the process runs the file still, as it was. While a file
+// runs the kernel lets nobody write to it (ETXTBSY); but a process can run another
+// while it is being looked at, and so let the first be written to.
+func (h *hashes) unchanged(p *sockowner.Process, id sockowner.FileID) error {
+	f, err := p.OpenExecutable()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if again, _, err := sockowner.FileVersion(f, h.now()); err != nil || again != id {
+		return errors.Join(errors.New("its executable changed meanwhile"), err)
+	}
+	return nil
 }
 
 func sum(ctx context.Context, r io.Reader) (string, error) {

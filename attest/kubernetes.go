@@ -66,15 +66,25 @@ func (c *Cluster) account(s *subject, now time.Time) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return c.read(strings.TrimSpace(string(token)), uid, now)
+	return c.inPod(strings.TrimSpace(string(token)), uid, now)
 }
 
-// read is the service account of a token that is bound to the pod with this
-// UID, as NAMESPACE/NAME.
-func (c *Cluster) read(token, pod string, now time.Time) (string, error) {
+// inPod is the service account of a token that is bound to the pod with this
+// UID.
+func (c *Cluster) inPod(token, uid string, now time.Time) (string, error) {
+	account, pod, err := c.Account(token, now)
+	if err == nil && pod != uid {
+		return "", errors.New("the pod's token is not bound to the pod that the process is in")
+	}
+	return account, err
+}
+
+// Account is the service account of a token, as NAMESPACE/NAME, and the UID of
+// the pod that it is bound to: one that is bound to none is no pod's.
+func (c *Cluster) Account(token string, now time.Time) (account, pod string, err error) {
 	caller, err := c.verifier.Verify(token, now)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	claims, _ := caller.Claims["kubernetes.io"].(map[string]any)
 	text := func(in, name string) string {
@@ -83,12 +93,12 @@ func (c *Cluster) read(token, pod string, now time.Time) (string, error) {
 		return s
 	}
 	namespace, _ := claims["namespace"].(string)
-	account := text("serviceaccount", "name")
-	switch {
-	case namespace == "" || account == "" || caller.Subject != "system:serviceaccount:"+namespace+":"+account:
-		return "", errors.New("the pod's token is not that of a service account")
-	case text("pod", "uid") != pod:
-		return "", errors.New("the pod's token is not bound to the pod that the process is in")
+	name := text("serviceaccount", "name")
+	switch pod = text("pod", "uid"); {
+	case namespace == "" || name == "" || caller.Subject != "system:serviceaccount:"+namespace+":"+name:
+		return "", "", errors.New("the token is not that of a service account")
+	case pod == "":
+		return "", "", errors.New("the token is bound to no pod")
 	}
-	return namespace + "/" + account, nil
+	return namespace + "/" + name, pod, nil
 }

@@ -87,7 +87,7 @@ func TestToken(t *testing.T) {
 		{"garbage", "a.b.c", uuid, ""},
 		{"empty", "", uuid, ""},
 	} {
-		if got, err := c.read(tt.token, tt.pod, time.Now()); got != tt.want || (err == nil) != (tt.want != "") {
+		if got, err := c.inPod(tt.token, tt.pod, time.Now()); got != tt.want || (err == nil) != (tt.want != "") {
 			t.Errorf("%s: %q, %v", tt.name, got, err)
 		}
 	}

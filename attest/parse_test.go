@@ -129,6 +129,8 @@ func TestOCI(t *testing.T) {
 		// $ printf 'sha256:a sha256:b' | sha256sum
 		{`{"rootfs":{"diff_ids":["sha256:a","sha256:b"]}}`, ociDocument{chain: digestOf([]byte("sha256:a sha256:b"))}, ""},
 		{`{}`, ociDocument{}, "names no layers"},
+		{`{"manifests":[{"digest":"sha256:a","platform":{"architecture":"pdp11"}}]}`, ociDocument{}, "for this machine"},
+		{`{"config":{},"layers":[{}]}`, ociDocument{}, "names no layers"},
 		{`{"layers":[{"digest":"sha256:l"}],"config":"x"}`, ociDocument{}, "cannot be read"},
 		{`{"rootfs":{"diff_ids":[` + strings.Repeat(`"a",`, maxLayers) + `"a"]}}`, ociDocument{}, "too many"},
 		{`{"manifests":[` + strings.Repeat(`{},`, maxManifests) + `{}]}`, ociDocument{}, "too many"},

@@ -390,6 +390,9 @@ func (a *Authority) Issue(id string, public crypto.PublicKey, now time.Time) (ch
 // keyName is the name of a certificate's key, as spiffe.Key has it.
 func keyName(cert *x509.Certificate) string { return spiffe.KeyName(cert.PublicKey) }
 
+// Lifetime is that of an X.509-SVID which nothing cuts short.
+func (a *Authority) Lifetime() time.Duration { return a.opt.Lifetime }
+
 // Close closes the journal. Nothing can be issued after it.
 func (a *Authority) Close() error {
 	a.closed.Store(true)

@@ -17,12 +17,24 @@ import (
 // Source is the SVID of one workload, renewed with a new key each time. It is a spiffe.Source. Connections are made with whatever it
 // gives at that moment, and none is dropped by a renewal.
 type Source struct {
-	authority *Authority
-	id        string
-	log       *slog.Logger
-	now       func() time.Time
-	current   atomic.Pointer[svid]
-	done      chan struct{}
+	cfg     SourceConfig
+	current atomic.Pointer[svid]
+	done    chan struct{}
+}
+
+// SourceConfig says whose SVID a Source is, and who signs it.
+type SourceConfig struct {
+	ID string
+	// Issue signs an SVID for a new key: here, or by asking an authority
+	// elsewhere.
+	Issue func(ctx context.Context, key crypto.Signer) (chain [][]byte, notAfter time.Time, err error)
+	Roots func() *x509.CertPool // of the trust domain
+	// Lifetime is that of an SVID which nothing cuts short; 0 where that is not
+	// known.
+	Lifetime func() time.Duration
+	First    *tls.Certificate // to begin with, with its Leaf; nil to have one issued
+	Now      func() time.Time
+	Log      *slog.Logger // nil is nowhere
 }
 
 // svid is one SVID. It never changes.
@@ -38,11 +50,25 @@ type svid struct {
 // it until ctx ends. It fails if there is no first one. The log hears of every
 // failed renewal, louder as time runs out.
 func (a *Authority) Source(ctx context.Context, id string, log *slog.Logger) (*Source, error) {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
+	return NewSource(ctx, SourceConfig{ID: id, Roots: a.Roots, Lifetime: a.Lifetime, Now: a.opt.Now, Log: log,
+		Issue: func(_ context.Context, key crypto.Signer) ([][]byte, time.Time, error) {
+			return a.Issue(id, key.Public(), a.opt.Now())
+		}})
+}
+
+// NewSource is Authority.Source for whoever signs.
+func NewSource(ctx context.Context, cfg SourceConfig) (*Source, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Source{authority: a, id: id, log: log, now: a.opt.Now, done: make(chan struct{})}
-	if err := s.renew(); err != nil {
+	s := &Source{cfg: cfg, done: make(chan struct{})}
+	var err error
+	if f := cfg.First; f != nil {
+		err = s.take(f, f.Leaf.NotBefore.Add(Skew), f.Leaf.NotAfter)
+	} else {
+		err = s.renew(ctx)
+	}
+	if err != nil {
 		return nil, err
 	}
 	go s.run(ctx)
@@ -53,7 +79,7 @@ func (a *Authority) Source(ctx context.Context, id string, log *slog.Logger) (*S
 // than one that every peer must refuse.
 func (s *Source) SVID() *tls.Certificate {
 	c := s.current.Load()
-	if !s.now().Before(c.notAfter) {
+	if !s.cfg.Now().Before(c.notAfter) {
 		return nil
 	}
 	return &c.cert
@@ -63,7 +89,7 @@ func (s *Source) SVID() *tls.Certificate {
 // It is nil when the SVID has expired. The name is that of spiffe.Key.
 func (s *Source) Key() (crypto.Signer, string) {
 	c := s.current.Load()
-	if !s.now().Before(c.notAfter) {
+	if !s.cfg.Now().Before(c.notAfter) {
 		return nil, ""
 	}
 	return c.key, c.kid
@@ -73,21 +99,21 @@ func (s *Source) Key() (crypto.Signer, string) {
 func (s *Source) Renewed() <-chan struct{} { return s.current.Load().stale }
 
 // Roots are the roots of the trust domain.
-func (s *Source) Roots() *x509.CertPool { return s.authority.Roots() }
+func (s *Source) Roots() *x509.CertPool { return s.cfg.Roots() }
 
 // ID is the SPIFFE ID that the source proves.
-func (s *Source) ID() string { return s.id }
+func (s *Source) ID() string { return s.cfg.ID }
 
 // Done is closed when nothing is renewed any more, after the end of ctx.
 func (s *Source) Done() <-chan struct{} { return s.done }
 
-func (s *Source) renew() error {
+func (s *Source) renew(ctx context.Context) error {
 	key, err := newKeyPair()
 	if err != nil {
 		return err
 	}
-	now := s.now()
-	chain, notAfter, err := s.authority.Issue(s.id, key.Public(), now)
+	now := s.cfg.Now()
+	chain, notAfter, err := s.cfg.Issue(ctx, key)
 	if err != nil {
 		return err
 	}
@@ -95,8 +121,12 @@ func (s *Source) renew() error {
 	if err != nil {
 		return err
 	}
-	next := &svid{issued: now, notAfter: notAfter, stale: make(chan struct{})}
-	next.cert = tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}
+	return s.take(&tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}, now, notAfter)
+}
+
+// take takes up an SVID.
+func (s *Source) take(cert *tls.Certificate, issued, notAfter time.Time) error {
+	next := &svid{cert: *cert, issued: issued, notAfter: notAfter, stale: make(chan struct{})}
 	if next.key, next.kid = spiffe.Key(&next.cert); next.key == nil {
 		return errors.New("the new SVID has no key")
 	}
@@ -104,6 +134,14 @@ func (s *Source) renew() error {
 		close(old.stale)
 	}
 	return nil
+}
+
+// lifetime is the usual one; where that is not known, that of the SVID at hand.
+func (s *Source) lifetime(life time.Duration) time.Duration {
+	if usual := s.cfg.Lifetime(); usual > 0 {
+		return usual
+	}
+	return life
 }
 
 // due is when an SVID is renewed: while two thirds of the usual lifetime are
@@ -125,21 +163,21 @@ func (s *Source) run(ctx context.Context) {
 	for failed := 0; ; {
 		c := s.current.Load()
 		life := c.notAfter.Sub(c.issued)
-		at := c.due(s.authority.opt.Lifetime)
+		at := c.due(s.lifetime(life))
 		if failed > 0 {
 			pause := min(life/128<<min(failed-1, 4), time.Minute) // at most an eighth of its life
-			at = s.now().Add(pause/2 + mathrand.N(pause/2+1))
+			at = s.cfg.Now().Add(pause/2 + mathrand.N(pause/2+1))
 		}
-		if !sleepUntil(ctx, s.now, at) {
+		if !sleepUntil(ctx, s.cfg.Now, at) {
 			return
 		}
-		if err := s.renew(); err != nil {
+		if err := s.renew(ctx); err != nil {
 			failed++
 			s.alarm(c, failed, err)
 			continue
 		}
 		if failed > 0 {
-			s.log.Info("the SVID is renewed after failures", "id", s.id, "failures", failed)
+			s.cfg.Log.Info("the SVID is renewed after failures", "id", s.cfg.ID, "failures", failed)
 		}
 		failed = 0
 	}
@@ -166,17 +204,17 @@ func sleepUntil(ctx context.Context, now func() time.Time, at time.Time) bool {
 // alarm logs a failed renewal: a warning at first, an error from three
 // quarters of the SVID's life, and the plain consequence from its end.
 func (s *Source) alarm(c *svid, failed int, err error) {
-	now := s.now()
+	now := s.cfg.Now()
 	left := c.notAfter.Sub(now)
-	attrs := []any{"id", s.id, "err", err, "failures", failed, "ends", c.notAfter, "left", max(left, 0)}
+	attrs := []any{"id", s.cfg.ID, "err", err, "failures", failed, "ends", c.notAfter, "left", max(left, 0)}
 	switch life := c.notAfter.Sub(c.issued); {
 	case left <= 0:
-		s.log.Error("the SVID has expired: every call to and from this workload fails until it is renewed", attrs...)
+		s.cfg.Log.Error("the SVID has expired: every call to and from this workload fails until it is renewed", attrs...)
 	case left <= life/10:
-		s.log.Error("the SVID is about to expire and cannot be renewed", attrs...)
+		s.cfg.Log.Error("the SVID is about to expire and cannot be renewed", attrs...)
 	case left <= life/4:
-		s.log.Error("the SVID could not be renewed and three quarters of its life are over", attrs...)
+		s.cfg.Log.Error("the SVID could not be renewed and three quarters of its life are over", attrs...)
 	default:
-		s.log.Warn("the SVID could not be renewed", attrs...)
+		s.cfg.Log.Warn("the SVID could not be renewed", attrs...)
 	}
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/json"
+
+	"merlon/identity/spiffe"
 )
 
 // Trust is the trust bundle: all that SVIDs of the trust domain are verified
@@ -19,19 +21,33 @@ type Trust struct {
 	PEM   []byte         // the same
 	JWKS  []byte         // the keys of JWT-SVIDs (SPIFFE Trust Domain and Bundle 4.2)
 
-	keys  map[string]*jose.JSONWebKey
+	key   func(kid string) *jose.JSONWebKey
 	stale chan struct{}
 }
 
+// PublishedTrust is the bundle that an authority elsewhere has published. Who has
+// a newer one says so by Retire.
+func PublishedTrust(b *spiffe.Bundle) *Trust {
+	t := &Trust{Roots: b.Roots, DER: b.DER, JWKS: b.JWKS, key: b.Key, stale: make(chan struct{})}
+	for _, der := range b.DER {
+		t.PEM = pemAppend(t.PEM, der)
+	}
+	return t
+}
+
+// Retire says that there is a newer bundle. It is called once.
+func (t *Trust) Retire() { close(t.stale) }
+
 // Key is the key of JWT-SVIDs with this name, or nil.
-func (t *Trust) Key(kid string) *jose.JSONWebKey { return t.keys[kid] }
+func (t *Trust) Key(kid string) *jose.JSONWebKey { return t.key(kid) }
 
 // Stale is closed when the authority has another bundle.
 func (t *Trust) Stale() <-chan struct{} { return t.stale }
 
 // bundle is what the authority publishes in this state.
 func (s *state) bundle(now time.Time) (*Trust, error) {
-	t := &Trust{Roots: x509.NewCertPool(), keys: map[string]*jose.JSONWebKey{}, stale: make(chan struct{})}
+	keys := map[string]*jose.JSONWebKey{}
+	t := &Trust{Roots: x509.NewCertPool(), key: func(kid string) *jose.JSONWebKey { return keys[kid] }, stale: make(chan struct{})}
 	for i := range s.lines[roots] {
 		if p := &s.lines[roots][i]; p.published(now) {
 			t.Roots.AddCert(p.cert)
@@ -43,8 +59,8 @@ func (s *state) bundle(now time.Time) (*Trust, error) {
 	for i := range s.lines[jwtKeys] {
 		if p := &s.lines[jwtKeys][i]; p.published(now) {
 			kid := keyName(p.cert)
-			t.keys[kid] = &jose.JSONWebKey{Key: p.cert.PublicKey, KeyID: kid, Use: "jwt-svid"}
-			set.Keys = append(set.Keys, *t.keys[kid])
+			keys[kid] = &jose.JSONWebKey{Key: p.cert.PublicKey, KeyID: kid, Use: "jwt-svid"}
+			set.Keys = append(set.Keys, *keys[kid])
 		}
 	}
 	var err error

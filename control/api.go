@@ -165,6 +165,8 @@ func (c *Control) Handler() http.Handler {
 		"/v1/why":      {http.MethodPost, c.serveWhy},
 		"/v1/exec":     {http.MethodPost, c.serveExec},
 		"/v1/explain":  {http.MethodPost, c.serveExplain},
+		"/v1/nodes":    {http.MethodGet, c.serveNodes},
+		"/v1/token":    {http.MethodPost, c.serveToken},
 		"/v1/identity": {http.MethodGet, c.serveAuthority},
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -27,6 +27,7 @@ import (
 	"merlon/authority"
 	"merlon/federation"
 	"merlon/intent"
+	"merlon/node"
 	"merlon/policy"
 	"merlon/verify"
 )
@@ -59,6 +60,12 @@ type Options struct {
 	Explain func(ctx context.Context, pid int) (*Explanation, error)
 	// Authority says how the keys of the authority fare. It may be nil.
 	Authority func() authority.Status
+	// Roots are those of the trust domain, PEM. It may be nil.
+	Roots func() []byte
+	// Nodes says how the nodes of the intent in force are. It may be nil.
+	Nodes func() []node.Status
+	// JoinToken makes a join token for a node. It may be nil.
+	JoinToken func(name string, ttl time.Duration) (*node.JoinToken, error)
 	// Federation says how the bundles of partners fare. It may be nil.
 	Federation func() []federation.Status
 	// Workloads is the address of the Workload API. It may be nil.

@@ -44,6 +44,9 @@ func (c *Control) serveAuthority(*http.Request) (any, error) {
 		return nil, &statusError{http.StatusNotFound, errors.New("there is no authority here")}
 	}
 	out := Identity{Status: c.opt.Authority()}
+	if c.opt.Roots != nil {
+		out.Roots = string(c.opt.Roots())
+	}
 	if c.opt.Federation != nil {
 		out.Federation = c.opt.Federation()
 	}
@@ -60,6 +63,7 @@ func (c *Control) serveAuthority(*http.Request) (any, error) {
 type Identity struct {
 	authority.Status
 	Federation []federation.Status `json:"federation,omitempty"`
+	Roots      string              `json:"roots,omitzero"` // of the trust domain, PEM
 	Workloads  string              `json:"workloadAPI,omitzero"` // its address; "" where it is not served
 	Problems   map[string][]string `json:"problems,omitempty"`   // why gates are not ready, by place
 }

@@ -125,17 +125,17 @@ func (rd *reader) bytes() []byte { return rd.buf[rd.r:rd.w] }
 var conns = sync.Pool{New: func() any { return new(conn) }}
 
 // serveConn owns nc until it is closed.
-func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr, perClient bool, in door) {
+func (g *Gate) serveConn(nc net.Conn, at Position, client netip.Addr, counted bool, in door) {
 	c := g.newConn(nc, at)
 	c.peer.addr, c.peer.client = client, client.String()
 	c.door = in
-	c.counted = perClient
+	c.counted = counted
 	defer c.end()
 	if !g.open.add(c) {
 		return
 	}
 	var err error
-	if at == AtEdge && !perClient {
+	if in.proxied {
 		err = c.readProxied()
 	}
 	if err == nil {
@@ -200,6 +200,7 @@ func (c *conn) end() {
 			c.record(0, 0)
 		}
 	}
+	c.x.leave()
 	c.g.open.remove(c, c.peer.addr, c.counted)
 	c.net.Close()
 	c.release()
@@ -352,6 +353,7 @@ func (c *conn) next() bool {
 	limits.Connect = c.at == Outbound && (c.mute || !c.peer.toward.IsValid()) || c.tunnels
 	c.req.Reset()
 	for c.in.r == c.in.w {
+		c.forget()
 		c.rest()
 		c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 		// Asked after the wait is known: a drain either sees it or is seen.
@@ -396,6 +398,7 @@ func (c *conn) next() bool {
 func (c *conn) serve() (keep bool) {
 	x := &c.x
 	x.begin()
+	defer x.leave()
 	c.served = true
 	keep = !c.req.Close && !x.wantsTunnel() && (c.at != Inbound || x.start.Before(c.peer.renew))
 	if c.at == Outbound && x.f != nil {

@@ -84,6 +84,7 @@ type setup struct {
 	captured  func(net.Conn) (netip.AddrPort, error)
 	rootsOf   func(trustDomain string) *x509.CertPool
 	dialOwn   func(ctx context.Context, service, address string) (net.Conn, error)
+	listen    func(name, address string) (net.Listener, error)
 }
 
 func (s setup) start(t testing.TB, text string) *estate {
@@ -186,6 +187,7 @@ func (e *estate) gate(in *merlon.Intent, place merlon.Place) *gate.Gate {
 		Bounds:      e.setup.bounds,
 		Own:         e.setup.own,
 		Captured:    e.setup.captured,
+		Listen:      e.setup.listen,
 		RootsOf:     e.setup.rootsOf,
 		Portable:    portable,
 		EdgeCertificate: func(hosts []string) (*tls.Certificate, error) {

@@ -192,8 +192,9 @@ const (
 // String names the position in records.
 func (p Position) String() string { return [...]string{"edge", "in", "out"}[p] }
 
-// Serve accepts connections from l until l is closed or the gate drains. It
-// always returns a non-nil error; net.ErrClosed after a drain.
+// Serve accepts connections from l until l is closed or the gate drains. With the
+// first call local ports begin to accept, too. It always returns a non-nil error;
+// net.ErrClosed after a drain.
 func (g *Gate) Serve(l net.Listener, at Position) error { return g.serve(l, at, door{}) }
 
 // ServeCaptured is Serve at Outbound for connections that the kernel brings to
@@ -204,6 +205,7 @@ func (g *Gate) ServeCaptured(l net.Listener) error { return g.serve(l, Outbound,
 type door struct {
 	port     uint16 // of the local port; 0 for none
 	captured bool   // it was going elsewhere
+	proxied  bool   // a header of the PROXY protocol comes first
 }
 
 func (g *Gate) serve(l net.Listener, at Position, in door) error {
@@ -211,6 +213,12 @@ func (g *Gate) serve(l net.Listener, at Position, in door) error {
 		l.Close()
 		return net.ErrClosed
 	}
+	g.servePorts()
+	return g.accept(l, at, in)
+}
+
+// accept is serve for a listener that the registry knows.
+func (g *Gate) accept(l net.Listener, at Position, in door) error {
 	var pause time.Duration
 	for {
 		nc, err := l.Accept()
@@ -229,14 +237,15 @@ func (g *Gate) serve(l net.Listener, at Position, in door) error {
 		g.metrics.accepted[at].Add(1)
 		client := clientAddress(nc)
 		// Who is behind a proxy is counted once that is known.
-		perClient := at == AtEdge && !g.proxied(client)
-		if !g.open.admit(client, perClient) {
+		in.proxied = at == AtEdge && g.proxied(client)
+		counted := at == AtEdge && !in.proxied && !g.trusts(client)
+		if !g.open.admit(client, counted) {
 			g.metrics.turnedAway.Add(1)
 			nc.Close()
 			continue
 		}
 		g.tidy.opened.Add(1)
-		go g.serveConn(nc, at, client, perClient, in)
+		go g.serveConn(nc, at, client, counted, in)
 	}
 }
 

@@ -18,6 +18,7 @@ type lane struct {
 	bodiless bool           // the request has no body
 	tunnel   bool           // the request opens one (RFC 8441)
 	refused  *http2.Error   // instead of a request
+	counted  bool           // among the connections of its client
 	peer     peer           // who is at the other end of the connection
 	method   string         // "HEAD", or another
 
@@ -68,7 +69,7 @@ func (l *lane) call() {
 	g, at := l.m.c.g, l.m.c.at
 	c := g.newConn(l, at)
 	c.peer = l.peer
-	c.counted = at == AtEdge
+	c.counted = l.counted
 	defer c.end()
 	if !g.open.add(c) {
 		return

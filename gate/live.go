@@ -116,11 +116,38 @@ func (c *conn) dropInput() {
 	}
 }
 
-// forget lets go of the views of the last request, which would keep the buffer in
-// memory.
+// maxFields is how many fields of a head a connection keeps room for, and maxPath
+// how many bytes of a path, while it is idle.
+const (
+	maxFields = 32
+	maxPath   = 1 << 10
+)
+
+// forget lets go of the views of the last call, which would keep its buffers in
+// memory for as long as the connection is idle, and of what that call alone
+// needed.
 func (c *conn) forget() {
-	c.req, c.rec, c.x.call = http1.Request{}, record.Record{}, merlon.Call{}
-	clear(c.x.params[:])
+	c.req.Reset()
+	c.res.Reset()
+	if cap(c.req.Fields) > maxFields {
+		c.req.Fields = nil
+	}
+	if cap(c.res.Fields) > maxFields {
+		c.res.Fields = nil
+	}
+	x := &c.x
+	c.rec, x.call, c.live.bytes, c.live.up, c.up.conn = record.Record{}, merlon.Call{}, nil, nil, nil
+	x.id, x.port = "", ""
+	clear(x.params[:])
+	if cap(x.pathBuf) > maxPath {
+		x.pathBuf = nil
+	}
+	if cap(c.text) > 0 {
+		c.text = nil
+	}
+	if c.ending.Fields != nil {
+		c.ending = http1.Trailer{}
+	}
 }
 
 // awaitHead keeps what has come of a head, and gives back all else: a client may

@@ -116,10 +116,9 @@ func (c *conn) ready(fd uintptr) (leave bool) {
 		l.closed = true
 		return true
 	}
-	if c.rest(); c.input != nil {
-		c.forget()
-		c.dropInput()
-	}
+	c.forget()
+	c.rest()
+	c.dropInput()
 	c.watch.start(c.g, c.net, c.g.cfg.Bounds.Idle, idle)
 	// Asked after the wait is known: a drain either sees it or is seen.
 	l.closed = c.g.draining.Load()

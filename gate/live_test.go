@@ -2,6 +2,7 @@ package gate_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -437,6 +439,70 @@ func TestIdleConnectionsAreLight(t *testing.T) {
 	per := (int64(heap()) - int64(before)) / n
 	t.Logf("%d bytes of heap for an idle connection, and its client", per)
 	if per > (12+8*poolLosses)<<10 { // the race detector keeps more
+		t.Errorf("%d bytes of heap for an idle connection", per)
+	}
+	runtime.KeepAlive(clients)
+}
+
+// TestIdleConnectionsForget: nothing is left of a large head, or of the buffers
+// of its call, when all who sent one at the same time are idle.
+func TestIdleConnectionsForget(t *testing.T) {
+	if poolLosses > 0 {
+		t.Skip("the race detector makes pools forget")
+	}
+	if portable {
+		return // it waits for a request with a buffer in its hands
+	}
+	const n = 1000
+	var here atomic.Int64
+	answer := make(chan struct{})
+	addr, _ := directBy(t, strings.Replace(open, "timeout: 2s", "timeout: 60s", 1), app(t, func(c net.Conn, r *bufio.Reader) {
+		for {
+			if req := readRequest(r); req == nil {
+				return
+			}
+			here.Add(1)
+			<-answer
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n"+strings.Repeat("X-Field: some value\r\n", 60)+"\r\nhi")
+		}
+	}), gate.Bounds{})
+	head := get("/pages/"+strings.Repeat("%C3%A9", 500), "Cookie: "+strings.Repeat("c", 7000), strings.Repeat("X-Field: some value\r\n", 80)+"Y: z")
+	clients := make([]net.Conn, n)
+	buf := make([]byte, 64<<10)
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	for i := range clients {
+		clients[i] = dial(t, addr)
+		io.WriteString(clients[i], head)
+		if i%50 == 49 { // no listener of a test has room for all at once
+			until(t, "the calls", func() bool { return here.Load() == int64(i+1) })
+		}
+	}
+	close(answer)
+	for _, c := range clients {
+		for got := 0; !bytes.HasSuffix(buf[:got], []byte("\r\n\r\nhi")); {
+			m, err := c.Read(buf[got:])
+			if err != nil {
+				t.Fatalf("%v after %q", err, buf[:got])
+			}
+			if got += m; !bytes.HasPrefix(buf[:got], []byte("HTTP/1.1 200 ")) {
+				t.Fatalf("answered with %q", buf[:got])
+			}
+		}
+	}
+	var per int64
+	for range 20 { // the last of them may not be idle yet
+		if per = (heap() - before) / n; per < 16<<10 {
+			break
+		}
+	}
+	if t.Logf("%d bytes of heap for an idle connection", per); per > 16<<10 {
 		t.Errorf("%d bytes of heap for an idle connection", per)
 	}
 	runtime.KeepAlive(clients)

@@ -246,7 +246,8 @@ func (m *mux) handle(ev *http2.Event) {
 // would have a hundred times as much of the gate over HTTP/2.
 func (m *mux) begin(l *lane) {
 	g := m.c.g
-	if !g.open.admit(m.c.peer.addr, m.c.at == AtEdge) {
+	l.counted = m.c.at == AtEdge && !g.trusts(m.c.peer.addr)
+	if !g.open.admit(m.c.peer.addr, l.counted) {
 		m.mu.Lock()
 		m.core.Reset(l.id, http2.RefusedStream) // it may be tried elsewhere (RFC 9113 8.7)
 		m.mu.Unlock()

@@ -29,6 +29,7 @@ const (
 	ReasonNoOrders       merlon.Reason = "no_orders"            // the gate has no orders yet
 	ReasonRecordFull     merlon.Reason = "record_full"          // the call could not be recorded
 	ReasonBodyTooLarge   merlon.Reason = "body_too_large"       // more bytes than the service's maxBody
+	ReasonClientBusy     merlon.Reason = "client_busy"          // it has as many calls in progress as one may
 	ReasonBodies         merlon.Reason = "bodies_waiting"       // more bodies are on their way than there are connections for
 	ReasonBodyInvalid    merlon.Reason = "body_invalid"         // its chunks are not well-formed
 	ReasonClientGone     merlon.Reason = "client_gone"          // the client stopped before the end of its body
@@ -66,6 +67,8 @@ type exchange struct {
 	peer *peer
 	req  *http1.Request
 	from netip.Addr // the client outside, as far as the edge can tell
+	// behind is from if the call counts for it: it came through a trusted proxy.
+	behind netip.Addr
 
 	call      merlon.Call
 	service   *merlon.Service
@@ -211,6 +214,9 @@ func (x *exchange) limitClient() merlon.Verdict {
 		x.from = x.f.forwardedClient(x.peer.addr, lastField(x.req, "X-Forwarded-For"))
 		if x.from != x.peer.addr {
 			x.call.Caller.Client = x.from.String()
+			if !x.enter() {
+				return deny(ReasonClientBusy)
+			}
 		}
 	}
 	if gw.Limit == nil || gw.Limit.Per != merlon.PerClient {
@@ -423,7 +429,7 @@ func Status(r merlon.Reason, stranger bool) int {
 		return 403
 	case merlon.ReasonNoOperation, merlon.ReasonNoService:
 		return 404
-	case merlon.ReasonRateLimited:
+	case merlon.ReasonRateLimited, ReasonClientBusy:
 		return 429
 	case merlon.ReasonCondition, merlon.ReasonGuardrail, merlon.ReasonUnidentified, ReasonRevoked, ReasonNotOwn:
 		return 403

@@ -31,8 +31,36 @@ func (c *conn) readProxied() error {
 		addr := h.Client.Addr().Unmap().WithZone("")
 		c.peer.addr, c.peer.client = addr, addr.String()
 	}
+	if c.g.trusts(c.peer.addr) {
+		return nil
+	}
 	if c.counted = c.g.open.admitClient(c.peer.addr); !c.counted {
 		return errTooMany
 	}
 	return nil
+}
+
+// trusts reports whether an address is that of a proxy that says in
+// X-Forwarded-For who is behind it. Its connections are all its clients', and
+// count against the bound of the whole gate only; each call counts for its client.
+func (g *Gate) trusts(addr netip.Addr) bool {
+	f := g.force.Load()
+	return f != nil && len(f.proxies) > 0 && f.trusts(addr)
+}
+
+// enter counts a call for its client behind a trusted proxy, until leave.
+func (x *exchange) enter() bool {
+	if !x.g.open.admitClient(x.from) {
+		return false
+	}
+	x.behind = x.from
+	return true
+}
+
+// leave ends what enter began, if it did.
+func (x *exchange) leave() {
+	if x.behind.IsValid() {
+		x.g.open.leaveClient(x.behind)
+		x.behind = netip.Addr{}
+	}
 }

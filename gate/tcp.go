@@ -131,10 +131,12 @@ func (f *force) prepareLocal() error {
 	return nil
 }
 
-// ports are the listeners of local ports.
+// ports are the listeners of local ports. Nothing is accepted there before Serve:
+// until an heir is ready, the process before it serves the sockets of both.
 type ports struct {
-	mu   sync.Mutex
-	open map[uint16]net.Listener
+	mu      sync.Mutex
+	open    map[uint16]net.Listener
+	serving bool
 }
 
 // bindPorts opens the local ports that are wanted and not open yet: all of them
@@ -185,10 +187,30 @@ func (g *Gate) settlePorts(f *force) {
 		p.open = map[uint16]net.Listener{}
 	}
 	for port, l := range f.fresh {
+		if !g.open.addListener(l) {
+			l.Close()
+			continue
+		}
 		p.open[port] = l
-		go g.serve(l, Outbound, door{port: port})
+		if p.serving {
+			go g.accept(l, Outbound, door{port: port})
+		}
 	}
 	f.fresh = nil
+}
+
+// servePorts begins to accept at the local ports, those there are and all to come.
+func (g *Gate) servePorts() {
+	p := &g.ports
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.serving {
+		return
+	}
+	p.serving = true
+	for port, l := range p.open {
+		go g.accept(l, Outbound, door{port: port})
+	}
 }
 
 // tlsFor is how endpoints of a service prove themselves.

@@ -326,6 +326,42 @@ func TestTCPReset(t *testing.T) {
 	}
 }
 
+// TestLocalPortsWait: a gate that does not serve yet accepts nothing at its local
+// ports, for the process before it still does, at the same sockets.
+func TestLocalPortsWait(t *testing.T) {
+	t.Parallel()
+	e := startTCP(t, nil)
+	place := merlon.Place{Service: "web"}
+	shared := listen(t).(*net.TCPListener)
+	defer shared.Close()
+	e.setup.listen = func(string, string) (net.Listener, error) {
+		f, err := shared.File()
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return net.FileListener(f)
+	}
+	l := load(t, e.text, nil)
+	heir := e.gate(l.Intent, place)
+	if err := heir.Swap(e.orders(l, place)); err != nil {
+		t.Fatal(err)
+	}
+	shared.SetDeadline(time.Now().Add(patience))
+	for i := range 50 {
+		c := dial(t, shared.Addr().String())
+		got, err := shared.Accept()
+		if err != nil {
+			t.Fatalf("connection %d of 50: %v", i, err)
+		}
+		if got.Close(); got.RemoteAddr().String() != c.LocalAddr().String() {
+			t.Fatalf("connection %d of 50 was accepted by who does not serve", i)
+		}
+	}
+	go heir.Serve(listen(t), gate.Outbound)
+	expect(t, newWire(t, dial(t, shared.Addr().String())).r, "ledger ready\n")
+}
+
 // TestLocalPorts come and go with the orders. One that cannot be had makes the
 // gate refuse them.
 func TestLocalPorts(t *testing.T) {

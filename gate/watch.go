@@ -196,8 +196,8 @@ func (r *registry) admit(client netip.Addr, perClient bool) bool {
 	return true
 }
 
-// admitClient counts a connection that was admitted already for the client that
-// it turned out to be from.
+// admitClient counts a connection that was admitted already, or a call of one,
+// for the client that it turned out to be from.
 func (r *registry) admitClient(client netip.Addr) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -239,10 +239,22 @@ func (r *registry) remove(c *conn, client netip.Addr, perClient bool) {
 		r.empty.Broadcast()
 	}
 	if perClient {
-		client = sameClient(client)
-		if r.clients[client]--; r.clients[client] <= 0 {
-			delete(r.clients, client)
-		}
+		r.uncount(client)
+	}
+}
+
+// leaveClient ends what admitClient counted.
+func (r *registry) leaveClient(client netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.uncount(client)
+}
+
+// uncount takes one from a client; mu is held.
+func (r *registry) uncount(client netip.Addr) {
+	client = sameClient(client)
+	if r.clients[client]--; r.clients[client] <= 0 {
+		delete(r.clients, client)
 	}
 }
 

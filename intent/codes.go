@@ -39,8 +39,10 @@ const (
 	codeCondition     = "E0134"
 	codeWorkload      = "E0135"
 	codeFileName      = "E0136"
+	codeNoNode        = "E0137"
 	codeUnusedLogin   = "W0101"
 	codeOtherEstate   = "W0102"
+	codeUnusedNode    = "W0103"
 )
 
 // Code is a stable name for one kind of diagnostic.
@@ -76,7 +78,7 @@ func Codes() []Code {
 		{codeNoIntent, "The directory holds no merlon.yaml."},
 		{codeRootOnly, "A key that is about the whole estate stands in the file of one owner."},
 		{codeTrustDomain, "The trust domain is not one that SPIFFE allows."},
-		{codeKeys, "The keys of a login cannot be used: not a JSON Web Key Set, empty, or holding a private key."},
+		{codeKeys, "The keys of a login, a partner or a node cannot be used: of another format, empty, or holding a private key."},
 		{codeAlgorithm, "The signature algorithm is unknown or unsafe."},
 		{codeURL, "The URL is not a plain https URL."},
 		{codeContradiction, "Two sentences contradict each other."},
@@ -88,7 +90,9 @@ func Codes() []Code {
 		{codeCondition, "The condition is empty or too long."},
 		{codeWorkload, "Two services would be recognised by the same sign."},
 		{codeFileName, "A file is named almost like an intent, and would not be read."},
+		{codeNoNode, "No node has this name."},
 		{codeUnusedLogin, "A login is defined and no rule lets it call anything."},
 		{codeOtherEstate, "A directory below has a merlon.yaml of its own and is another intent."},
+		{codeUnusedNode, "A node is defined and no service is on it."},
 	}
 }

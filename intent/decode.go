@@ -29,6 +29,7 @@ type estate struct {
 	gateway     *merlon.Gateway
 	telemetry   *merlon.Telemetry
 	partners    []*partnerDef
+	nodes       []*nodeDef
 	logins      []*loginDef
 	services    []*serviceDef
 	guardrails  []guardrailDef
@@ -54,6 +55,14 @@ type partnerDef struct {
 	badID             bool // there is one, and it is reported
 }
 
+type nodeDef struct {
+	merlon.Node
+	name, proof word  // proof is what no other node may have
+	ca          *word // a file
+	unsure      bool  // a way to prove itself could not be read
+	used        bool
+}
+
 type serviceDef struct {
 	merlon.Service
 	name     word
@@ -67,6 +76,9 @@ type serviceDef struct {
 	operated *word  // the key operations
 	sockets  []word // operations that may become WebSockets, or all
 	ports    []portDef
+	nodes    []word
+	runs     word            // the key run
+	told     bool            // the key workload is there, good or not
 	foreign  *word           // the workload of another trust domain that it is
 	hostless bool            // it is external and has no key hosts
 	unsure   bool            // some operation could not be read
@@ -128,7 +140,7 @@ func (e *estate) read(s *source, lang *shape) {
 	}
 	for _, f := range d.fields(s.root) {
 		switch f.key.Value {
-		case "trustDomain", "mode", "gateway", "telemetry", "federation":
+		case "trustDomain", "mode", "gateway", "telemetry", "federation", "nodes":
 			if s.name != rootFile {
 				d.fail(f.key, codeRootOnly, "move it to "+rootFile+", so that nobody changes the whole estate from the file of one service",
 					"%s is about the whole estate", f.key.Value)
@@ -147,6 +159,10 @@ func (e *estate) read(s *source, lang *shape) {
 		case "federation":
 			for _, p := range d.fields(f.value) {
 				d.readPartner(p)
+			}
+		case "nodes":
+			for _, n := range d.fields(f.value) {
+				d.readNode(n)
 			}
 		case "services", "external":
 			for _, s := range d.fields(f.value) {
@@ -174,7 +190,7 @@ func (d *decoder) doubt(key string, n *yaml.Node) {
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			d.doubt(n.Content[i].Value, n.Content[i+1])
 		}
-	case "services", "external", "login", "federation":
+	case "services", "external", "login", "federation", "nodes":
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			if k, v := n.Content[i], n.Content[i+1]; d.bad[n] || d.bad[k] || d.bad[v] {
 				d.dubious[k.Value] = true
@@ -348,6 +364,7 @@ func (d *decoder) readService(f field, external bool) {
 	}
 	s.Name, s.Pos, s.External = f.key.Value, s.name.pos, external
 	s.unsure = d.get(f.value, "operations") == nil && d.has(f.value, "operations") || d.get(f.value, "contract") == nil && d.has(f.value, "contract")
+	s.told = d.has(f.value, "workload")
 	s.Timeout, s.Retry, s.MaxBody = defaultTimeout, defaultRetry, defaultMaxBody
 	fields := d.fields(f.value)
 	s.hostless = external && d.get(f.value, "hosts") == nil && 2*len(fields) == len(f.value.Content)
@@ -398,8 +415,11 @@ func (d *decoder) readService(f field, external bool) {
 			s.Slashes = true
 		case "workload":
 			s.readWorkload(d, f)
+		case "nodes":
+			s.nodes = d.words(v)
+			s.Nodes = d.distinct(s.nodes, "node")
 		case "run":
-			s.Run = d.readRun(f)
+			s.runs, s.Run = d.word(f.key), d.readRun(f)
 		}
 	}
 	d.services = append(d.services, s)

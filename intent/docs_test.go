@@ -135,7 +135,7 @@ func TestExamples(t *testing.T) {
 	load := func(name, text string) {
 		n++
 		var out bytes.Buffer
-		fsys := files("merlon.yaml", text, "orders/openapi.yaml", exampleAPI, "keys.json", exampleKeys, "partner.json", exampleBundle)
+		fsys := files("merlon.yaml", text, "orders/openapi.yaml", exampleAPI, "keys.json", exampleKeys, "partner.json", exampleBundle, "nodes.pem", exampleNodes)
 		l, ds := Load(fsys)
 		if len(ds) > 0 {
 			Render(&out, fsys, ds, false)
@@ -172,6 +172,20 @@ func TestExamples(t *testing.T) {
 		t.Errorf("only %d examples", n)
 	}
 }
+
+// exampleNodes is the CA of nodes' certificates.
+const exampleNodes = `-----BEGIN CERTIFICATE-----
+MIIBhjCCAS2gAwIBAgIUFSQwZu7zE6zTBiHD39QxYvmLkHowCgYIKoZIzj0EAwIw
+EDEOMAwGA1UEAwwFbm9kZXMwIBcNMjYxMTIyMDg1MDM3WhgPMjEyNjEwMjkwODUw
+MzdaMBAxDjAMBgNVBAMMBW5vZGVzMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE
+oRXjGx9uXNI5FyWaZ6tYVNylUNh21ftp8WrHO55k53R4XbOMTh329aGQpbBvACjD
++rgD+/ciZdsx+i6chUr0B6NjMGEwHQYDVR0OBBYEFI2pnv+MLJnwCwFcRCzgu11q
+ZOULMB8GA1UdIwQYMBaAFI2pnv+MLJnwCwFcRCzgu11qZOULMA8GA1UdEwEB/wQF
+MAMBAf8wDgYDVR0PAQH/BAQDAgIEMAoGCCqGSM49BAMCA0cAMEQCIHCmnsp6bGxW
+9BmyBf0d9RSA88J630oDLLJiQRxZP68RAiA0r9nR98P97yrNWJYFI5kn7LHzO2O/
+zIpdNU42KhzVeA==
+-----END CERTIFICATE-----
+`
 
 // exampleBundle is the bundle of a partner.
 const exampleBundle = `{"keys":[{"kty":"EC","use":"jwt-svid","kid":"1","crv":"P-256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}`

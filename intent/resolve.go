@@ -31,6 +31,7 @@ func (e *estate) resolve(rec *recorder) {
 	}
 	e.resolveLogins(rec)
 	e.resolvePartners(rec)
+	e.resolveNodes(rec)
 	for _, s := range e.services {
 		e.resolveOperations(s, rec)
 		e.resolveHosts(s)
@@ -40,6 +41,7 @@ func (e *estate) resolve(rec *recorder) {
 	for _, s := range e.services {
 		e.resolveRules(s)
 		e.resolvePorts(s)
+		e.resolvePlace(s)
 	}
 	e.resolveGuardrails()
 	for i := range e.tests {
@@ -52,6 +54,11 @@ func (e *estate) resolve(rec *recorder) {
 			e.report.at(l.name, codeUnusedLogin, "name it in the callers of a service, or remove it", "no rule lets login %q call anything", l.Name)
 		}
 	}
+	for _, n := range e.nodes {
+		if !n.used && !e.failed() {
+			e.report.at(n.name, codeUnusedNode, "name it in the nodes of a service, or remove it", "no service is on node %q", n.Name)
+		}
+	}
 }
 
 // intent is the whole, once nothing is wrong with it.
@@ -62,6 +69,9 @@ func (e *estate) intent() *merlon.Intent {
 	}
 	for _, p := range e.partners {
 		in.Federation = append(in.Federation, p.Partner)
+	}
+	for _, n := range e.nodes {
+		in.Nodes = append(in.Nodes, n.Node)
 	}
 	for _, s := range e.services {
 		for _, r := range s.rules {
@@ -304,7 +314,7 @@ func (e *estate) resolveSigns() {
 				says := s.Workload.Selectors()
 				equal := len(says) == len(has)
 				// Of two that say the same, the later is reported.
-				if s == narrow || equal && narrow.sign.pos.Compare(s.sign.pos) < 0 ||
+				if s == narrow || !together(s, narrow) || equal && narrow.sign.pos.Compare(s.sign.pos) < 0 ||
 					slices.ContainsFunc(says, func(sel string) bool { return !slices.Contains(has, sel) }) {
 					continue
 				}
@@ -313,6 +323,11 @@ func (e *estate) resolveSigns() {
 			}
 		}
 	}
+}
+
+// together says whether workloads of both run on one host.
+func together(a, b *serviceDef) bool {
+	return len(a.Nodes)+len(b.Nodes) == 0 || slices.ContainsFunc(a.Nodes, func(n string) bool { return slices.Contains(b.Nodes, n) })
 }
 
 // resolveUnique finds what two services cannot both have: the signs by which a

@@ -31,6 +31,10 @@ func language() *shape {
 		{name: "external", shape: &shape{dict: &shape{object: externalKeys(operations, callers)}, names: nameText("external service"), empty: true},
 			doc:     "Services that are not ours, reached over public TLS or, in another trust domain, by their SPIFFE ID. They cannot call.",
 			example: inExternal("")},
+		{name: "nodes", shape: &shape{dict: &shape{object: nodeKeys()}, names: nameText("node"), empty: true},
+			doc: "Other hosts on which services run, by name, and how each proves which node it is: by exactly one of the keys below. Its agent, `merlon agent`, gives the services that name it (`services.NAME.nodes`) their identities, and no others. " +
+				"Several hosts may be one node. Stands in `merlon.yaml` only.",
+			example: inNode("joinToken: true")},
 		{name: "guardrails", shape: &shape{list: &shape{object: guardrailKeys()}, empty: true},
 			doc:     "Denials that the owner of a service cannot lift. They go before every rule, also in shadow mode.",
 			example: inGuardrail("")},
@@ -270,9 +274,34 @@ func serviceKeys(operations, callers *shape) []key {
 				"`merlon status` says which. It needs Linux: elsewhere `run:` recognises nobody, and an intent with `workload` is refused.",
 			shape:   &shape{object: workloadKeys()},
 			example: inService("workload: {unix: {user: orders}}")},
+		{name: "nodes", def: "the host of `merlon up`", shape: &shape{list: &shape{text: &text{what: "nodes", check: shortText}}},
+			doc:     "The nodes on which its workloads run. Only there is a process recognised by `workload`, which is needed.",
+			example: inNode("joinToken: true")},
 		{name: "run", shape: &shape{object: runKeys()},
 			doc:     "How `merlon up` builds and starts the service on this machine.",
 			example: inService("run: {command: [./orders]}")},
+	}
+}
+
+func nodeKeys() []key {
+	return []key{
+		{name: "joinToken", doc: "By a token that `merlon node token NAME` prints: it is good once, for ten minutes.",
+			shape:   &shape{text: &text{what: "true", enum: []string{"true"}, number: true}},
+			example: inNode("joinToken: true")},
+		{name: "x509", doc: "By the private key of a certificate that it has already.",
+			shape: &shape{object: []key{
+				{name: "ca", required: true, doc: "File with the certificates of the CAs that sign it, PEM. It needs the extended key usage of TLS clients.",
+					shape:   &shape{text: &text{what: "a file", check: shortText}},
+					example: inNode("x509: {ca: nodes.pem, dns: db1.shop.example}")},
+				{name: "dns", required: true, doc: "The DNS name that it must have among its subject alternative names, exactly: a wildcard is another name.",
+					shape:   &shape{text: &text{what: "a host name", check: host, code: codeHost, pattern: `^[a-z0-9\-.]+$`}},
+					example: inNode("x509: {ca: nodes.pem, dns: db1.shop.example}")},
+			}},
+			example: inNode("x509: {ca: nodes.pem, dns: db1.shop.example}")},
+		{name: "kubernetes", doc: "By the service account that the agent's pod runs as, `NAMESPACE/NAME`: the token that is projected into the pod proves it, by the cluster's keys. Its audience is `spiffe://TRUSTDOMAIN/merlon/node-endpoint`.",
+			shape: &shape{text: &text{what: "NAMESPACE/SERVICEACCOUNT",
+				pattern: `^[a-z0-9]([a-z0-9\-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9.\-]{0,251}[a-z0-9])?$`}},
+			example: inNode("kubernetes: shop/merlon-agent")},
 	}
 }
 
@@ -489,6 +518,10 @@ func inFederation(lines string) string {
 		text += indent(lines, "    ")
 	}
 	return text
+}
+
+func inNode(lines string) string {
+	return "trustDomain: shop.example\nnodes:\n  db1: {" + lines + "}\nservices:\n  ledger:\n    workload: {unix: {user: ledger}}\n    nodes: [db1]\n"
 }
 
 func inService(lines string) string {

@@ -126,6 +126,7 @@ func (p *part) edge() {
 func (p *part) inbound(s *merlon.Service) {
 	own := p.stub(s)
 	own.Addresses, own.Protocol, own.Mode, own.Workload = s.Addresses, s.Protocol, s.Mode, s.Workload
+	own.Nodes = s.Nodes // where its workloads are no processes of this host
 	own.Operations, own.Rules, own.LocalPorts = s.Operations, s.Rules, s.LocalPorts
 	own.Timeout, own.Retry, own.MaxBody, own.Slashes = s.Timeout, s.Retry, s.MaxBody, s.Slashes
 	for i := range s.Rules {

@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc/credentials"
 
+	"merlon/internal/bucket"
 	"merlon/internal/sockowner"
 )
 
@@ -23,11 +24,11 @@ type callers struct {
 	mu    sync.Mutex
 	all   int
 	byPID map[int]int
-	said  bucket // refusals that are logged
+	said  *bucket.Bucket // refusals that are logged
 }
 
 func newCallers(log *slog.Logger, now func() time.Time) *callers {
-	return &callers{log: log, now: now, byPID: map[int]int{}, said: bucket{left: maxRefusals, at: now()}}
+	return &callers{log: log, now: now, byPID: map[int]int{}, said: bucket.New(maxRefusals, refusalRate, now())}
 }
 
 // Bounds of what strangers can make the log say.
@@ -39,7 +40,7 @@ const (
 // refused logs who was refused, as long as that does not fill the log.
 func (s *callers) refused(text string, attrs ...any) {
 	s.mu.Lock()
-	ok := s.said.take(s.now(), maxRefusals, refusalRate)
+	ok := s.said.Take(s.now())
 	s.mu.Unlock()
 	if ok {
 		s.log.Warn(text, attrs...)

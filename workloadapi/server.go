@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"net"
 	"sync"
 	"time"
@@ -29,6 +28,7 @@ import (
 
 	"merlon/authority"
 	"merlon/identity/spiffe"
+	"merlon/internal/bucket"
 	"merlon/internal/sockowner"
 )
 
@@ -45,9 +45,17 @@ const (
 	handshakeTime   = 30 * time.Second // a node where a thousand start at once is slow
 )
 
+// Authority signs: the authority itself, or on another host than its own the
+// agent of a node, which has it sign.
+type Authority interface {
+	Trust() *authority.Trust
+	Source(ctx context.Context, id string, log *slog.Logger) (*authority.Source, error)
+	IssueJWT(id string, audience []string, now time.Time) (token string, notAfter time.Time, err error)
+}
+
 // Config of a Server.
 type Config struct {
-	Authority   *authority.Authority
+	Authority   Authority
 	TrustDomain string
 
 	// Identify is the name of the workload that a process is. The error is for
@@ -75,7 +83,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	svids   map[string]*shared // by SPIFFE ID, while anybody streams it
-	buckets map[string]*bucket
+	buckets map[string]*bucket.Bucket
 }
 
 // New makes a Server.
@@ -95,7 +103,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, callers: newCallers(cfg.Log, cfg.Now), svids: map[string]*shared{}, buckets: map[string]*bucket{}}
+	s := &Server{cfg: cfg, callers: newCallers(cfg.Log, cfg.Now), svids: map[string]*shared{}, buckets: map[string]*bucket.Bucket{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(
 		grpc.Creds(s.callers),
@@ -220,24 +228,6 @@ func (s *Server) follow(ctx context.Context, make func(id string, c *changes) (k
 	}
 }
 
-// bucket is a token bucket.
-type bucket struct {
-	left float64
-	at   time.Time
-}
-
-// take takes one, if there is one: there are at most so many, and each second
-// brings some.
-func (b *bucket) take(now time.Time, most, rate float64) bool {
-	b.left = math.Min(most, b.left+math.Max(0, now.Sub(b.at).Seconds())*rate)
-	b.at = now
-	if b.left < 1 {
-		return false
-	}
-	b.left--
-	return true
-}
-
 // take bounds how many JWT-SVIDs are signed for a workload: each is a line in
 // the journal, which keeps the youngest only.
 func (s *Server) take(id string, now time.Time) bool {
@@ -245,10 +235,10 @@ func (s *Server) take(id string, now time.Time) bool {
 	defer s.mu.Unlock()
 	b := s.buckets[id]
 	if b == nil { // there are as many as the intent has services
-		b = &bucket{maxTokens, now}
+		b = bucket.New(maxTokens, tokenRate, now)
 		s.buckets[id] = b
 	}
-	return b.take(now, maxTokens, tokenRate)
+	return b.Take(now)
 }
 
 // shared is the SVID of one workload, renewed while anybody streams it. All

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"log/slog"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -32,7 +31,8 @@ const (
 
 // limits fits the process into what the system leaves it, and says what it
 // chose. The bounds are for the gate.
-func limits(opt options, place merlon.Place, log *slog.Logger) gate.Bounds {
+func (s *server) limits(place merlon.Place) gate.Bounds {
+	opt, log := s.opt, s.log
 	connections, why := opt.connections, "-connections"
 	if connections == 0 {
 		connections, why = defaultConnections, "default"
@@ -64,13 +64,14 @@ func limits(opt options, place merlon.Place, log *slog.Logger) gate.Bounds {
 	}
 	procs := processors(opt.procs, place)
 	log.Info("limits", "processors", runtime.GOMAXPROCS(0), "because", procs, "memory", heap, "connections", connections, "as", why)
+	s.paced = procs == byLoad
 	return gate.Bounds{Connections: connections}
 }
 
 // processors sets how many processors are used, and says why. Beside a service
 // a gate has little to do, and waking a second processor for it costs more than
-// it gains. At the edge the Go runtime uses all that cpu.max gives, and follows
-// its changes.
+// it gains. At the edge they are all that cpu.max gives, or one while that is
+// enough (keepPace).
 func processors(asked int, place merlon.Place) (why string) {
 	switch {
 	case asked > 0:
@@ -82,5 +83,8 @@ func processors(asked int, place merlon.Place) (why string) {
 		runtime.GOMAXPROCS(1)
 		return "beside a service"
 	}
-	return "at the edge"
+	return byLoad
 }
+
+// byLoad is why a gate at the edge has the processors it has.
+const byLoad = "at the edge, by load"

@@ -47,7 +47,7 @@ func parse() (o options, err error) {
 	flag.StringVar(&o.probe, "probe", "", "ask the gate at -admin whether it is `live or ready`, and end with status 0 or 1")
 	flag.DurationVar(&o.drain, "drain", 30*time.Second, "how long calls may still take after SIGTERM")
 	flag.DurationVar(&o.outlive, "outlive", time.Hour, "how long calls, streams and WebSockets may still take after an upgrade")
-	flag.IntVar(&o.procs, "procs", 0, "`number` of processors to use; default is 1 beside a service, all at the edge")
+	flag.IntVar(&o.procs, "procs", 0, "`number` of processors to use; default is 1 beside a service, and at the edge 1 or all, by load")
 	flag.IntVar(&o.connections, "connections", 0, "`number` of connections and streams at once; default is 20,000, or what memory and descriptors allow")
 	flag.BoolVar(&o.portable, "portable", false, "do without the I/O layer made for Linux")
 	flag.Parse()

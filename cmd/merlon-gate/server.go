@@ -39,6 +39,7 @@ type server struct {
 	first  *merlon.Orders // where the gate listens is as they say
 	orders *merlon.Orders // in force
 	behind bool           // the file holds others, which were refused
+	paced  bool           // the processors follow the load
 }
 
 // open makes the gate, by the orders of the file or, if it cannot obey those,
@@ -59,7 +60,7 @@ func (s *server) open() error {
 
 // begin makes the gate and puts its first orders in force.
 func (s *server) begin(orders *merlon.Orders) (err error) {
-	bounds := limits(s.opt, orders.Place, s.log)
+	bounds := s.limits(orders.Place)
 	if s.source, err = s.identity(orders); err != nil {
 		return err
 	}
@@ -145,6 +146,9 @@ func (s *server) serve() error {
 	}
 	if admin != nil {
 		s.serveAdmin(admin)
+	}
+	if s.paced {
+		go keepPace()
 	}
 	if !heir { // systemd knows already
 		s.notify("READY=1")

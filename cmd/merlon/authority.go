@@ -66,6 +66,34 @@ func (u *ui) authority(s *control.Identity) {
 	u.federation(s.Federation)
 }
 
+func newIDBundle(u *ui) *cobra.Command {
+	return &cobra.Command{
+		Use:   "bundle [DIR]",
+		Short: "print the roots by which others verify the running system",
+		Long: `bundle prints the roots of the trust domain that runs for the intent in DIR, PEM: for
+agents of nodes that have no join token. It holds no secret, but who can change it on
+its way decides whom they believe.`,
+		Args:              takes(0, 1),
+		ValidArgsFunction: completeDir(0),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir := dirArg(args, 0)
+			s, err := control.NewClient(u.stateDir(dir)).Authority(cmd.Context())
+			if errors.Is(err, control.ErrNotRunning) {
+				return errStopped(dir)
+			}
+			if err != nil {
+				return err
+			}
+			if u.json {
+				u.printJSON(map[string]any{"ok": true, "roots": s.Roots})
+				return nil
+			}
+			u.printf("%s", s.Roots)
+			return nil
+		},
+	}
+}
+
 func newIDRequest(u *ui) *cobra.Command {
 	return &cobra.Command{
 		Use:   "csr [DIR]",

@@ -30,7 +30,7 @@ func (s *system) prepare(ctx context.Context, in *merlon.Intent) (err error) {
 		return fmt.Errorf("the trust domain cannot change from %q to %q: every identity would change under the running services; use another state directory",
 			s.trustDomain, in.TrustDomain)
 	}
-	if err := checkWorkloads(in, s.who.opt); err != nil {
+	if err := errors.Join(checkWorkloads(in, s.who.opt), s.checkNodes(in)); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)

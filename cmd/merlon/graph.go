@@ -152,16 +152,16 @@ func (u *ui) graphMermaid(in *merlon.Intent, arrows []arrow) {
 		zones[s.Zone] = append(zones[s.Zone], s.Name)
 	}
 	for _, name := range outsiders(in, arrows) {
-		u.printf("  %s([%s])\n", node(name), name)
+		u.printf("  %s([%s])\n", mermaid(name), name)
 	}
 	for _, zone := range sortedKeys(zones) {
 		indent := "  "
 		if zone != "" {
-			u.printf("  subgraph zone_%s[%s]\n", node(zone), zone)
+			u.printf("  subgraph zone_%s[%s]\n", mermaid(zone), zone)
 			indent = "    "
 		}
 		for _, name := range zones[zone] {
-			u.printf("%s%s[%s]\n", indent, node(name), name)
+			u.printf("%s%s[%s]\n", indent, mermaid(name), name)
 		}
 		if zone != "" {
 			u.printf("  end\n")
@@ -173,7 +173,7 @@ func (u *ui) graphMermaid(in *merlon.Intent, arrows []arrow) {
 		if a.Conditional {
 			line = "-.->"
 		}
-		u.printf("  %s %s|\"%s\"| %s\n", node(a.Caller), line, a.label(operationsOf(in, a.Service)), node(a.Service))
+		u.printf("  %s %s|\"%s\"| %s\n", mermaid(a.Caller), line, a.label(operationsOf(in, a.Service)), mermaid(a.Service))
 	}
 }
 
@@ -207,8 +207,8 @@ func outsiders(in *merlon.Intent, arrows []arrow) []string {
 	return names
 }
 
-// node is a name as Mermaid takes it.
-func node(name string) string { return "n_" + strings.ReplaceAll(name, "-", "_") }
+// mermaid is a name as Mermaid takes it.
+func mermaid(name string) string { return "n_" + strings.ReplaceAll(name, "-", "_") }
 
 func sortedKeys[V any](m map[string]V) []string {
 	keys := make([]string, 0, len(m))

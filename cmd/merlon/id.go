@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"merlon/control"
+	"merlon/node"
 )
 
 func newID(u *ui) *cobra.Command {
@@ -30,7 +31,7 @@ func newID(u *ui) *cobra.Command {
 		Use:   "id",
 		Short: "say who a process is, fetch one's own identity, and look after the authority",
 	}
-	c.AddCommand(newIDExplain(u), newIDFetch(u), newIDStatus(u), newIDRequest(u), newIDInstall(u))
+	c.AddCommand(newIDExplain(u), newIDFetch(u), newIDStatus(u), newIDBundle(u), newIDRequest(u), newIDInstall(u))
 	parent(c)
 	return c
 }
@@ -40,7 +41,9 @@ func newIDExplain(u *ui) *cobra.Command {
 		Use:   "explain PID [DIR]",
 		Short: "say why a process has an identity, or has none, selector by selector",
 		Long: `explain asks the running merlon up which service of the intent in DIR a process of
-this host is, and goes through all that the intent says of each service.`,
+this host is, and goes through all that the intent says of each service. On a node, with
+the state directory of merlon agent as --state, it goes through the services that
+the intent puts there.`,
 		Args:              takes(1, 2),
 		ValidArgsFunction: completeDir(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -49,7 +52,12 @@ this host is, and goes through all that the intent says of each service.`,
 				return usage("%q is no number of a process\nhint: %s", args[0], cmd.UseLine())
 			}
 			dir := dirArg(args, 1)
-			e, err := control.NewClient(u.stateDir(dir)).Explain(cmd.Context(), pid)
+			var e *control.Explanation
+			if kept, kerr := node.ReadKept(u.stateDir(dir)); kerr == nil {
+				e, err = explainOnNode(cmd.Context(), u.stateDir(dir), kept, pid)
+			} else { // it is no agent's state
+				e, err = control.NewClient(u.stateDir(dir)).Explain(cmd.Context(), pid)
+			}
 			if errors.Is(err, control.ErrNotRunning) {
 				return errStopped(dir)
 			}

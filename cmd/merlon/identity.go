@@ -8,8 +8,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+
+	"github.com/spf13/cobra"
 
 	"merlon"
 	"merlon/attest"
@@ -82,14 +85,9 @@ func (i *identities) force(in *merlon.Intent) {
 func (i *identities) expect(in *merlon.Intent) {
 	var a *attest.Attestor
 	if in != nil {
-		runs := *in
-		runs.Services = nil
-		for _, svc := range in.Services {
-			if svc.Run != nil {
-				runs.Services = append(runs.Services, svc)
-			}
-		}
-		a, _ = attest.New(&runs, i.opt) // it was checked; what cannot be is no identity
+		runs := in.Here()
+		runs.Services = slices.DeleteFunc(runs.Services, func(svc merlon.Service) bool { return svc.Run == nil })
+		a, _ = attest.New(runs, i.opt) // it was checked; what cannot be is no identity
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -125,19 +123,24 @@ func (i *identities) stale() <-chan struct{} {
 
 // explain is control.Options.Explain.
 func (i *identities) explain(ctx context.Context, pid int) (*control.Explanation, error) {
-	p, err := sockowner.OpenProcess(pid)
-	if err != nil {
-		return nil, fmt.Errorf("process %d: %w", pid, err)
-	}
-	defer p.Close()
 	i.mu.Lock()
 	in, current := i.in, i.current
 	i.mu.Unlock()
 	if in == nil {
 		return nil, errors.New("no intent is in force")
 	}
-	e := &control.Explanation{PID: pid, Executable: p.Executable(), Services: current.Explain(ctx, p)}
-	if e.Service, err = i.identify(ctx, p); err != nil {
+	return explain(ctx, in, current, i.identify, pid)
+}
+
+// explain says which service of an intent a process is, and why.
+func explain(ctx context.Context, in *merlon.Intent, a *attest.Attestor, identify func(context.Context, *sockowner.Process) (string, error), pid int) (*control.Explanation, error) {
+	p, err := sockowner.OpenProcess(pid)
+	if err != nil {
+		return nil, fmt.Errorf("process %d: %w", pid, err)
+	}
+	defer p.Close()
+	e := &control.Explanation{PID: pid, Executable: p.Executable(), Services: a.Explain(ctx, p)}
+	if e.Service, err = identify(ctx, p); err != nil {
 		e.Why = err.Error()
 	} else {
 		e.ID = in.SPIFFEID(e.Service)
@@ -148,23 +151,40 @@ func (i *identities) explain(ctx context.Context, pid int) (*control.Explanation
 // workloadOptions say where the Workload API is served and how workloads are
 // told apart.
 type workloadOptions struct {
-	address                   string // unix:///PATH or tcp://LOOPBACK:PORT; "" is a socket in the state directory
-	docker, containerd        string // sockets
-	issuer, audience, keyFile string // of a Kubernetes cluster
+	address            string // unix:///PATH or tcp://LOOPBACK:PORT; "" is a socket in the state directory
+	Docker, Containerd string // sockets
+	// Of a Kubernetes cluster.
+	Issuer, Audience, KeyFile string
 }
 
 // attestOptions are those for package attest.
 func (o workloadOptions) attestOptions() (attest.Options, error) {
-	opt := attest.Options{Docker: o.docker, Containerd: o.containerd}
-	if o.keyFile == "" {
-		return opt, nil
-	}
-	keys, err := os.ReadFile(o.keyFile)
-	if err != nil {
-		return opt, err
-	}
-	opt.Cluster, err = attest.NewCluster(o.issuer, o.audience, keys)
+	opt := attest.Options{Docker: o.Docker, Containerd: o.Containerd}
+	var err error
+	opt.Cluster, err = o.cluster(o.Audience)
 	return opt, err
+}
+
+// cluster verifies tokens for an audience; nil where no keys are given.
+func (o workloadOptions) cluster(audience string) (*attest.Cluster, error) {
+	if o.KeyFile == "" {
+		return nil, nil
+	}
+	keys, err := os.ReadFile(o.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return attest.NewCluster(o.Issuer, audience, keys)
+}
+
+// flags declares them; place is where the Workload API is by default.
+func (o *workloadOptions) flags(c *cobra.Command, place string) {
+	c.Flags().StringVar(&o.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket "+place)
+	c.Flags().StringVar(&o.Docker, "docker", "/var/run/docker.sock", "`socket` of the Docker Engine, for services known by their container")
+	c.Flags().StringVar(&o.Containerd, "containerd", "/run/containerd/containerd.sock", "`socket` of containerd, for services known by their container")
+	c.Flags().StringVar(&o.KeyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
+	c.Flags().StringVar(&o.Issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
+	c.Flags().StringVar(&o.Audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")
 }
 
 const workloadsName = "spiffe.sock"

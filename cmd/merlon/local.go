@@ -33,6 +33,7 @@ type local struct {
 
 // localRule is what the intent in force says.
 type localRule struct {
+	away bool // its workloads are on nodes, and no process of this host is one
 	run  bool // merlon runs the program
 	user string
 	uid  uint32 // of user
@@ -48,6 +49,9 @@ func newLocal(opt attest.Options, ns *netns.Namespace) *local {
 func ruleOf(svc *merlon.Service) (localRule, error) {
 	if svc == nil {
 		return localRule{}, nil
+	}
+	if len(svc.Nodes) > 0 {
+		return localRule{away: true}, nil
 	}
 	// Elsewhere the programs that merlon runs cannot be told from others. Who
 	// asks for a user there is refused by the gate.
@@ -94,7 +98,7 @@ func checkWorkloads(in *merlon.Intent, opt attest.Options) error {
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	if _, err := attest.New(in, opt); err != nil {
+	if _, err := attest.New(in.Here(), opt); err != nil {
 		return fmt.Errorf("%w\nhint: name what is on this host, or say where it is found: merlon up --help", err)
 	}
 	return nil
@@ -107,6 +111,8 @@ func (r localRule) String() string {
 		return r.String() + asRoot
 	}
 	switch {
+	case r.away:
+		return "no process on this host"
 	case r.run && r.more != "":
 		return "the program's process tree, with " + r.more
 	case r.more != "":

@@ -104,7 +104,7 @@ without one they use the directory they are run in.`,
 	group("write", "Write an intent:", newInit(u), newFmt(u), newCheck(u), newGraph(u))
 	group("ask", "Ask what it means:", newCan(u), newPlan(u))
 	group("run", "Put it in force, and see what happens:",
-		newUp(u), newApply(u), newExec(u), newCapture(u), newID(u), newStatus(u), newTop(u), newTap(u), newHistory(u), newWhy(u), newRecord(u), newDoctor(u))
+		newUp(u), newApply(u), newExec(u), newCapture(u), newID(u), newNode(u), newAgent(u), newStatus(u), newTop(u), newTap(u), newHistory(u), newWhy(u), newRecord(u), newDoctor(u))
 	help := newHelp()
 	group("more", "More:", newCompletion(u), newVersion(u), help)
 	root.SetHelpCommand(help)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -58,6 +59,7 @@ type site struct {
 	dir     string
 	gateway string // address
 	a, b, c string
+	enter   []string // a command that runs merlon up on another host, when not nil
 }
 
 // newSite makes a site of two services: everyone may call a, and a may call b.
@@ -189,6 +191,7 @@ type upped struct {
 	// WorkloadAPI is its address.
 	WorkloadAPI string
 	Bundle      string // the URL of its trust bundle
+	Nodes       string // where agents of nodes connect
 	stderr      bytes.Buffer
 	ended       chan error
 }
@@ -205,7 +208,8 @@ func (s *site) up(args ...string) *upped {
 
 func (s *site) tryUp(args ...string) (*upped, error) {
 	u := &upped{s: s, ended: make(chan error, 1)}
-	u.cmd = exec.Command(merlonBin(s.t), append([]string{"up", "--json", s.dir}, args...)...)
+	argv := append(slices.Clone(s.enter), append([]string{merlonBin(s.t), "up", "--json", s.dir}, args...)...)
+	u.cmd = exec.Command(argv[0], argv[1:]...)
 	u.cmd.Stderr = &u.stderr
 	stdout, err := u.cmd.StdoutPipe()
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"merlon/control"
 	"merlon/federation"
 	"merlon/internal/supervise"
+	"merlon/node"
 	"merlon/record"
 	"merlon/workloadapi"
 )
@@ -43,6 +44,8 @@ type system struct {
 	partners    *federation.Partners
 	bundle      *federation.Endpoint // nil when it is not served
 	bundleAt    string               // its URL
+	nodes       *node.Server         // nil when none are served
+	nodesAt     string               // its address
 	control     *control.Control
 	api         *control.API
 	records     *record.Writer
@@ -83,7 +86,9 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 		Records: recordDir, Prepare: s.prepare, InForce: s.inForce, Committed: s.committed, Refused: s.refused,
 		Exec: s.admit, Explain: s.who.explain, Authority: func() authority.Status { return s.authority.Status(time.Now()) },
 		Federation: func() []federation.Status { return s.partners.Status() },
-		Workloads:  func() string { return s.endpoint }, Problems: s.problems,
+		Roots:      func() []byte { return s.authority.Bundle() },
+		Nodes:      s.nodeStatus, JoinToken: s.joinToken,
+		Workloads: func() string { return s.endpoint }, Problems: s.problems,
 	})
 	if err != nil {
 		return nil, err
@@ -106,6 +111,9 @@ func openSystem(ctx context.Context, u *ui, dir, state, trustDomain string, who 
 		return nil, err
 	}
 	go s.authority.Run(s.ctx)
+	if err := s.openNodes(o); err != nil {
+		return nil, err
+	}
 	s.records, err = record.Open(recordDir, record.Options{Now: time.Now, TrustDomain: s.trustDomain})
 	if broken, ok := errors.AsType[*record.Broken](err); ok {
 		return nil, fmt.Errorf("%s: %w\nhint: %s", relative(recordDir), err, broken.Hint)
@@ -118,6 +126,8 @@ type authorityOptions struct {
 	upstream   authority.Upstream
 	lifetimes  lifetimes
 	federation federationOptions
+	nodes      string // where nodes are served; "" is nowhere
+	workloads  workloadOptions
 }
 
 // problems is control.Options.Problems. It waits for no change that is being
@@ -139,7 +149,10 @@ func (s *system) problems() map[string][]string {
 // inForce is control.Options.InForce.
 func (s *system) inForce(in *merlon.Intent) {
 	s.partners.Set(in.Federation)
-	s.who.force(in)
+	s.who.force(in.Here())
+	if s.nodes != nil {
+		s.nodes.Set(in)
+	}
 }
 
 const recordsName = "records"
@@ -225,6 +238,9 @@ func (s *system) close() {
 		s.workloads.Close()
 	}
 	s.endIsolation()
+	if s.nodes != nil {
+		s.nodes.Close()
+	}
 	if s.bundle != nil {
 		s.bundle.Close()
 	}

@@ -43,15 +43,11 @@ does: one that widens access needs --widen.`,
 	}
 	c.Flags().StringVar(&o.log, "log", "", "`file` for the log of gates and services; default is merlon.log in the state directory, - is standard error")
 	c.Flags().BoolVar(&o.widen, "widen", false, "accept that a changed intent allows more calls than the one before")
-	c.Flags().StringVar(&o.workloads.address, "workload-api", "", "`address` of the SPIFFE Workload API, unix:///PATH or tcp://127.0.0.1:PORT; default is a socket in the state directory, or below /run/merlon with --isolate")
-	c.Flags().StringVar(&o.workloads.docker, "docker", "/var/run/docker.sock", "`socket` of the Docker Engine, for services known by their container")
-	c.Flags().StringVar(&o.workloads.containerd, "containerd", "/run/containerd/containerd.sock", "`socket` of containerd, for services known by their container")
-	c.Flags().StringVar(&o.workloads.keyFile, "kubernetes-keys", "", "`file` with the keys of a Kubernetes cluster (kubectl get --raw /openid/v1/jwks), for services known by their service account")
-	c.Flags().StringVar(&o.workloads.issuer, "kubernetes-issuer", "https://kubernetes.default.svc.cluster.local", "`issuer` of the cluster's tokens")
-	c.Flags().StringVar(&o.workloads.audience, "kubernetes-audience", "https://kubernetes.default.svc.cluster.local", "`audience` of the tokens in pods")
+	o.workloads.flags(c, "in the state directory, or below /run/merlon with --isolate")
 	o.lifetimes.flags(c)
 	o.vault.flags(c)
 	o.federation.flags(c)
+	c.Flags().StringVar(&o.nodes, "node-endpoint", "", "`address` where the agents of nodes connect, such as :8445; default is nowhere")
 	c.Flags().BoolVar(&o.isolate, "isolate", false, "give every service with a run: sentence a network namespace of its own (Linux, as root): nothing but its gate reaches it, and it reaches nothing but its gate")
 	c.Flags().BoolVar(&o.committed, "committed", false, "run the intent that was last in force, whatever the files in DIR say now")
 	return c
@@ -65,6 +61,7 @@ type upOptions struct {
 	lifetimes        lifetimes
 	vault            vaultOptions
 	federation       federationOptions
+	nodes            string
 }
 
 func up(ctx context.Context, u *ui, dir string, o upOptions) error {
@@ -110,7 +107,7 @@ func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 	if err != nil {
 		return err
 	}
-	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, who, authorityOptions{upstream, o.lifetimes, o.federation}, log)
+	s, err := openSystem(ctx, u, dir, state, loaded.Intent.TrustDomain, who, authorityOptions{upstream, o.lifetimes, o.federation, o.nodes, o.workloads}, log)
 	if err != nil {
 		return err
 	}
@@ -158,6 +155,9 @@ func (s *system) start(ctx context.Context, loaded *intent.Loaded, o upOptions) 
 		return nil, err
 	}
 	if err := s.serveBundle(o.federation); err != nil {
+		return nil, err
+	}
+	if err := s.serveNodes(o.nodes); err != nil {
 		return nil, err
 	}
 	if s.api, err = s.control.Serve(); err != nil { // it tells of all that is served
@@ -233,6 +233,9 @@ func (u *ui) upBanner(s *system, in *merlon.Intent, r *control.Result, took time
 	if s.bundleAt != "" {
 		u.printf("%s\n", u.dim("Trust bundle: "+s.bundleAt))
 	}
+	if s.nodesAt != "" {
+		u.printf("%s\n", u.dim("Nodes: merlon agent --server "+s.nodesAt))
+	}
 	u.printf("\n%s\n", u.dim("What the intent allows, and what it does not (what to expect is behind the #):"))
 	for _, t := range tries(in, s.dir, s.state, outbound(gates)) {
 		u.printf("\n  %s\n  %s\n", u.dim("# "+t.About), t.Command)
@@ -286,7 +289,7 @@ func (s *system) whatRuns(in *merlon.Intent, r *control.Result) any {
 		}
 		all = append(all, row)
 	}
-	return map[string]any{"ok": true, "intent": r.Commit.Hash, "places": all, "state": s.state, "workloadAPI": s.endpoint, "bundle": s.bundleAt,
+	return map[string]any{"ok": true, "intent": r.Commit.Hash, "places": all, "state": s.state, "workloadAPI": s.endpoint, "bundle": s.bundleAt, "nodes": s.nodesAt,
 		"tries": tries(in, s.dir, s.state, outbound(gates))}
 }
 

@@ -43,6 +43,22 @@ func ServerConfig(src Source, trustDomain string) *tls.Config {
 	return FederatedConfig(src, trustDomain, nil)
 }
 
+// AdmissionConfig is ServerConfig that also lets in who shows no certificate, and
+// of whom PeerID then says nothing: for an endpoint where peers get their first
+// SVID.
+func AdmissionConfig(src Source, trustDomain string) *tls.Config {
+	c := ServerConfig(src, trustDomain)
+	c.ClientAuth = tls.RequestClientCert
+	verify := c.VerifyConnection
+	c.VerifyConnection = func(s tls.ConnectionState) error {
+		if len(s.PeerCertificates) == 0 {
+			return nil
+		}
+		return verify(s)
+	}
+	return c
+}
+
 // FederatedConfig is ServerConfig that lets in workloads of other trust domains
 // too: of those that foreign gives roots for, each verified by the roots of its
 // own trust domain and by no others. It is not asked about trustDomain itself,

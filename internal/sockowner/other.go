@@ -62,4 +62,4 @@ func (*Process) Alive() bool { return false }
 type version struct{}
 
 // FileVersion knows none.
-func FileVersion(*os.File, time.Time) (FileID, bool) { return FileID{}, false }
+func FileVersion(*os.File, time.Time) (FileID, bool, error) { return FileID{}, false, ErrUnsupported }

@@ -18,26 +18,26 @@ type version struct {
 // from what it was: kernels count that time in ticks of up to 10 ms.
 const settled = 2 * time.Second
 
-// FileVersion is what the content of a file is known by while this system runs:
-// the same version is the same content. There is none of a file that was changed
-// a moment ago, nor where others than this kernel could change it (a file system
-// that a user serves, or one of the network), nor where a mount that is gone
-// could be taken for another (before Linux 6.8).
-func FileVersion(f *os.File, now time.Time) (FileID, bool) {
+// FileVersion is what the content of a file is known by: as long as it is the
+// same, so is the content. It lasts, which is to say that it may be remembered
+// until this system ends, unless the file was changed a moment ago, or others than
+// this kernel could change it (a file system that a user serves, or one of the
+// network), or a mount that is gone could be taken for another (before Linux 6.8).
+func FileVersion(f *os.File, now time.Time) (id FileID, lasts bool, err error) {
 	var fs unix.Statfs_t
 	var st unix.Statx_t
-	const want = unix.STATX_BASIC_STATS | unix.STATX_MNT_ID_UNIQUE
 	fd := int(f.Fd())
-	if unix.Fstatfs(fd, &fs) != nil || unix.Statx(fd, "", unix.AT_EMPTY_PATH, want, &st) != nil || st.Mask&want != want {
-		return FileID{}, false
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS|unix.STATX_MNT_ID_UNIQUE, &st); err != nil {
+		return id, false, os.NewSyscallError("statx", err)
 	}
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return id, false, os.NewSyscallError("fstatfs", err)
+	}
+	id = FileID{version{st.Mnt_id, st.Ino, st.Size, st.Dev_major, st.Dev_minor, st.Ctime, st.Mtime}}
 	switch uint32(fs.Type) {
 	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
-	default:
-		return FileID{}, false
+		age := now.Sub(time.Unix(st.Ctime.Sec, int64(st.Ctime.Nsec)))
+		lasts = st.Mask&unix.STATX_MNT_ID_UNIQUE != 0 && age >= settled
 	}
-	if age := now.Sub(time.Unix(st.Ctime.Sec, int64(st.Ctime.Nsec))); age < settled {
-		return FileID{}, false
-	}
-	return FileID{version{st.Mnt_id, st.Ino, st.Size, st.Dev_major, st.Dev_minor, st.Ctime, st.Mtime}}, true
+	return id, lasts, nil
 }

@@ -45,7 +45,9 @@ func (empty) Temporary() bool { return true }
 func (c *Conn) Read(b []byte) (int, error) {
 	if len(c.in) > 0 {
 		n := copy(b, c.in[:c.step(c.in[:min(len(b), len(c.in))])])
-		c.in = c.in[n:]
+		if c.in = c.in[n:]; len(c.in) == 0 {
+			c.in = nil // its memory may be somebody else's from here on
+		}
 		return n, nil
 	}
 	if c.memory {
