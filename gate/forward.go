@@ -43,8 +43,9 @@ func (c *conn) forward(keep bool) bool {
 		}
 		c.holding.Store(cluster)
 	}
+	var failed merlon.Endpoint
 	for attempt := 0; ; attempt++ {
-		up, f := c.send(cluster, attempt > 0)
+		up, f := c.send(cluster, failed)
 		if f.reason == "" {
 			if c.switched() {
 				return c.tunnel(up)
@@ -55,6 +56,7 @@ func (c *conn) forward(keep bool) bool {
 			return c.fail(up, keep, f)
 		}
 		up.Failed(f.kind)
+		failed = up.Endpoint
 		c.giveBack(up, false)
 	}
 }
@@ -144,10 +146,11 @@ func (c *conn) bodyBuffered() bool {
 }
 
 // send gets a connection to the upstream, sends the request over it and reads
-// the head of the final answer into c.res.
-func (c *conn) send(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, failure) {
+// the head of the final answer into c.res. An endpoint at which the call failed
+// before is avoided.
+func (c *conn) send(cluster *upstream.Cluster, failed merlon.Endpoint) (*upstream.Conn, failure) {
 	c.up.r, c.up.w = 0, 0
-	up, err := c.borrow(cluster, fresh)
+	up, err := c.borrow(cluster, failed)
 	if err != nil {
 		return nil, unreachable(err)
 	}
@@ -185,9 +188,13 @@ func (c *conn) sendsWhole() bool {
 
 // borrow gets a connection to the upstream: a pooled one only while the
 // certificates that were shown on it hold.
-func (c *conn) borrow(cluster *upstream.Cluster, fresh bool) (*upstream.Conn, error) {
+func (c *conn) borrow(cluster *upstream.Cluster, failed merlon.Endpoint) (up *upstream.Conn, err error) {
 	for {
-		up, err := cluster.Get(context.Background(), fresh)
+		if failed == (merlon.Endpoint{}) {
+			up, err = cluster.Get(context.Background(), false)
+		} else {
+			up, err = cluster.GetOther(context.Background(), failed)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -81,3 +81,36 @@ func TestOpenFreeBounded(t *testing.T) {
 		t.Errorf("one more than %d: %v", maxChains, err)
 	}
 }
+
+// TestTailOfChains: what several processes have recorded is read as one.
+func TestTailOfChains(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for chain, ids := range [][]string{{"a", "c", "e", "b"}, {"b", "d"}} {
+		w, err := Open(chainDir(dir, chain+1), Options{Now: time.Now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range ids {
+			if err := w.Add(&Record{ID: id, Time: int64(id[0])}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := func(records []Record) (ids string) {
+		for _, r := range records {
+			ids += r.ID
+		}
+		return ids
+	}
+	last, read, err := Tail(dir, 4, Filter{})
+	if err != nil || all(last) != "bcde" || read[dir] != 4 || read[chainDir(dir, 2)] != 2 {
+		t.Errorf("the last four are %q, read was %v, %v", all(last), read, err)
+	}
+	if found, err := Find(dir, "b"); err != nil || all(found) != "bb" {
+		t.Errorf("found %q, %v", all(found), err)
+	}
+}

@@ -2,6 +2,7 @@ package record
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"merlon"
@@ -152,23 +154,47 @@ func yieldBatch(r *reader, b batch, f *Filter, needle []byte, yield func(Record,
 	return true
 }
 
-// Find returns the records of the call with this request id, oldest first:
-// one of every place that the call passed.
+// Find returns the records of the call with this request id in all chains of
+// dir, oldest first: one of every place that the call passed.
 func Find(dir, id string) ([]Record, error) {
+	chains, errs := Chains(dir)
 	var found []Record
-	var errs error
-	for r, err := range Read(dir, Filter{ID: id}) {
-		if err != nil {
-			errs = errors.Join(errs, err)
-			continue
+	for _, chain := range chains {
+		for r, err := range Read(chain, Filter{ID: id}) {
+			if err != nil {
+				errs = errors.Join(errs, err)
+				continue
+			}
+			found = append(found, r)
 		}
-		found = append(found, r)
 	}
+	byTime(found)
 	return found, errs
 }
 
-// Tail returns the last n records that f chooses, oldest first.
-func Tail(dir string, n int, f Filter) ([]Record, error) {
+// byTime puts records of several chains in order.
+func byTime(all []Record) {
+	slices.SortStableFunc(all, func(a, b Record) int { return cmp.Compare(a.Time, b.Time) })
+}
+
+// Tail returns the last n records that f chooses in all chains of dir, oldest
+// first, and how far each chain was read, for Follow.
+func Tail(dir string, n int, f Filter) (found []Record, read map[string]uint64, errs error) {
+	chains, errs := Chains(dir)
+	read = map[string]uint64{}
+	for _, chain := range chains {
+		part, err := tail(chain, n, f)
+		errs = errors.Join(errs, err)
+		if len(part) > 0 {
+			read[chain] = part[len(part)-1].Seq
+		}
+		found = append(found, part...)
+	}
+	byTime(found)
+	return found[max(0, len(found)-max(n, 0)):], read, errs
+}
+
+func tail(dir string, n int, f Filter) ([]Record, error) {
 	list, err := segments(dir)
 	if err != nil || n <= 0 {
 		return nil, err

@@ -58,7 +58,7 @@ func TestRead(t *testing.T) {
 		}
 	}
 	for _, n := range []int{-1, 0, 1, 2, 7, 49, 50, 51} {
-		got, err := Tail(dir, n, Filter{Service: "web"})
+		got, _, err := Tail(dir, n, Filter{Service: "web"})
 		must(t, err)
 		if want := max(0, min(n, 25)); len(got) != want || want > 0 && got[len(got)-1].Seq != 49 {
 			t.Errorf("tail %d: got %d records", n, len(got))

@@ -7,25 +7,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"runtime"
-	"strings"
-	"sync/atomic"
 	"time"
 
 	"merlon/gate"
+	"merlon/internal/adminhttp"
 )
 
 // The admin address tells whoever keeps the gate running how it is. It changes
 // nothing, and shows nothing of any single call.
-
-// maxAdmin bounds the connections to the admin address: no prober needs more,
-// and more would take from those of calls.
-const maxAdmin = 16
 
 // liveness is the answer of /livez: the process answers, and its loops move.
 type liveness struct {
@@ -43,68 +36,13 @@ type readiness struct {
 	Reasons []gate.Problem `json:"reasons"`
 }
 
-// serveAdmin serves the admin address. An idle connection, a slow one, or one
-// of many costs what the bounds say.
+// serveAdmin serves the admin address.
 func (s *server) serveAdmin(l net.Listener) {
-	if address, err := netip.ParseAddrPort(l.Addr().String()); err != nil || !address.Addr().Unmap().IsLoopback() {
+	if !adminhttp.Loopback(l.Addr()) {
 		s.log.Warn("THE ADMIN ADDRESS CAN BE REACHED FROM OTHER HOSTS, and asks nobody who they are", "address", l.Addr().String())
 	}
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	s.admin = &http.Server{
-		Handler:           http.HandlerFunc(s.answerAdmin),
-		ReadHeaderTimeout: 2 * time.Second,
-		ReadTimeout:       2 * time.Second,
-		WriteTimeout:      10 * time.Second,
-		MaxHeaderBytes:    4 << 10,
-		Protocols:         protocols,
-
-		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     log.New(io.Discard, "", 0), // what probers send is no concern of ours
-	}
-	s.admin.SetKeepAlivesEnabled(false)
 	s.log.Info("serving", "at", "admin", "address", l.Addr().String())
-	go s.admin.Serve(&bounded{l, make(chan struct{}, maxAdmin)})
-}
-
-func (s *server) answerAdmin(w http.ResponseWriter, r *http.Request) {
-	h := w.Header()
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
-	// A page in a browser on this host can send requests here, and read the
-	// answers if its own name leads here (DNS rebinding): names are refused,
-	// and what says that it comes from a page.
-	if !literal(r.Host) || r.Header.Get("Origin") != "" || r.Header.Get("Sec-Fetch-Site") != "" {
-		http.Error(w, "this address is called by its number, and not by pages", http.StatusForbidden)
-		return
-	}
-	var answer func(http.ResponseWriter)
-	switch r.RequestURI { // and not URL.Path, which has been made nice
-	case "/livez":
-		answer = s.livez
-	case "/readyz":
-		answer = s.readyz
-	case "/metrics":
-		answer = s.metrics
-	default:
-		http.Error(w, "there is /livez, /readyz and /metrics", http.StatusNotFound)
-		return
-	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		h.Set("Allow", "GET, HEAD")
-		http.Error(w, "this address is only asked", http.StatusMethodNotAllowed)
-		return
-	}
-	answer(w)
-}
-
-// literal reports whether a Host is an IP address or localhost, with any port.
-func literal(host string) bool {
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
-	return err == nil || host == "localhost"
+	s.admin = adminhttp.Serve(l, adminhttp.Answers{"/livez": s.livez, "/readyz": s.readyz, "/metrics": s.metrics})
 }
 
 func (s *server) livez(w http.ResponseWriter) {
@@ -139,41 +77,6 @@ func say(w http.ResponseWriter, good bool, answer any) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
 	json.NewEncoder(w).Encode(answer)
-}
-
-// bounded is a listener that turns away whom it has no room for.
-type bounded struct {
-	net.Listener
-	room chan struct{}
-}
-
-func (b *bounded) Accept() (net.Conn, error) {
-	for {
-		c, err := b.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		select {
-		case b.room <- struct{}{}:
-			return &guest{Conn: c, leave: b.room}, nil
-		default:
-			c.Close()
-		}
-	}
-}
-
-// guest gives its room back once.
-type guest struct {
-	net.Conn
-	leave <-chan struct{}
-	gone  atomic.Bool
-}
-
-func (g *guest) Close() error {
-	if !g.gone.Swap(true) {
-		<-g.leave
-	}
-	return g.Conn.Close()
 }
 
 // probe asks the gate at an admin address how it is, for those who can run a

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"merlon/gate"
+	"merlon/internal/adminhttp"
 )
 
 // TestAdmin: how a gate is, in its whole life.
@@ -180,7 +181,7 @@ func TestAdminBounded(t *testing.T) {
 	s.start("-admin", "127.0.0.1:0")
 	admin := s.address("admin")
 	var held []net.Conn
-	for range 4 * maxAdmin {
+	for range 4 * adminhttp.MaxConns {
 		c, err := net.Dial("tcp", admin)
 		if err != nil {
 			t.Fatal(err)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -227,7 +226,7 @@ func newHistory(u *ui) *cobra.Command {
 func newRecord(u *ui) *cobra.Command {
 	c := &cobra.Command{Use: "record", Short: "read the record of decisions, and prove that it is whole"}
 	var n int
-	var follow, denied bool
+	var on, denied bool
 	var service string
 	tail := &cobra.Command{
 		Use:               "tail [DIR]",
@@ -240,24 +239,32 @@ func newRecord(u *ui) *cobra.Command {
 				return err
 			}
 			f := record.Filter{Service: service, Denied: denied}
-			last, err := record.Tail(dir, n, f)
+			last, read, err := record.Tail(dir, n, f)
 			if err != nil {
 				return err
 			}
 			for i := range last {
 				u.printRecord(&last[i])
 			}
-			if !follow {
+			if !on {
 				return nil
 			}
-			if len(last) > 0 {
-				f.After = last[len(last)-1].Seq
+			ctx, cancel := context.WithCancel(cmd.Context())
+			defer cancel()
+			for s := range follow(ctx, dir, f, read) {
+				switch {
+				case errors.Is(s.err, context.Canceled):
+					return nil
+				case s.err != nil:
+					return s.err
+				}
+				u.printRecord(&s.Record)
 			}
-			return u.printRecords(record.Follow(cmd.Context(), dir, f))
+			return nil
 		},
 	}
 	tail.Flags().IntVarP(&n, "lines", "n", 20, "how many of the last decisions")
-	tail.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new ones as they come")
+	tail.Flags().BoolVarP(&on, "follow", "f", false, "go on with new ones as they come")
 	tail.Flags().BoolVar(&denied, "denied", false, "denials only")
 	tail.Flags().StringVar(&service, "service", "", "calls of this `service` only")
 	check := &cobra.Command{
@@ -333,19 +340,6 @@ func (u *ui) printReport(r *record.Report) {
 	if r.Unsealed > 0 {
 		u.printf("  %d bytes behind the last seal: being written, or torn by a crash\n", r.Unsealed)
 	}
-}
-
-func (u *ui) printRecords(all iter.Seq2[record.Record, error]) error {
-	for r, err := range all {
-		if errors.Is(err, context.Canceled) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		u.printRecord(&r)
-	}
-	return nil
 }
 
 // printRecord prints one decision on a line.

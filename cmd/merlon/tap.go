@@ -122,9 +122,10 @@ type seen struct {
 	err error
 }
 
-// follow sends what is recorded from now on, in all chains of a directory, until
-// ctx ends; then it closes the channel.
-func follow(ctx context.Context, dir string) <-chan seen {
+// follow sends what is recorded from now on and f chooses, in all chains of a
+// directory, until ctx ends; then it closes the channel. A chain that was read
+// already goes on from there.
+func follow(ctx context.Context, dir string, f record.Filter, read map[string]uint64) <-chan seen {
 	found := make(chan seen, 256)
 	go func() {
 		defer close(found)
@@ -133,7 +134,7 @@ func follow(ctx context.Context, dir string) <-chan seen {
 		known := map[string]bool{}
 		tick := time.NewTicker(time.Second)
 		defer tick.Stop()
-		for {
+		for late := false; ; late = true {
 			// A process that takes over from another writes a chain of its own.
 			dirs, err := record.Chains(dir)
 			if err != nil {
@@ -142,13 +143,9 @@ func follow(ctx context.Context, dir string) <-chan seen {
 			for _, chain := range dirs {
 				if !known[chain] {
 					known[chain] = true
-					chains.Go(func() {
-						for r, err := range record.Follow(ctx, chain, record.Filter{}) {
-							if !send(ctx, found, seen{r, err}) {
-								return
-							}
-						}
-					})
+					f := f
+					f.After = read[chain]
+					chains.Go(func() { followChain(ctx, found, chain, f, late) })
 				}
 			}
 			select {
@@ -159,6 +156,24 @@ func follow(ctx context.Context, dir string) <-chan seen {
 		}
 	}()
 	return found
+}
+
+// followChain sends what is recorded in one chain, and what is there of one that
+// has begun late.
+func followChain(ctx context.Context, to chan<- seen, chain string, f record.Filter, late bool) {
+	if late {
+		for r, err := range record.Read(chain, f) {
+			if !send(ctx, to, seen{r, err}) {
+				return
+			}
+			f.After = r.Seq
+		}
+	}
+	for r, err := range record.Follow(ctx, chain, f) {
+		if !send(ctx, to, seen{r, err}) {
+			return
+		}
+	}
 }
 
 // send sends what was seen, and reports whether there is a use in going on.
@@ -227,7 +242,7 @@ func (t *tap) run(ctx context.Context, dir string, f *chosen, most int) error {
 	defer seconds.Wait()
 	defer cancel()
 	shown := 0
-	for s := range follow(ctx, dir) {
+	for s := range follow(ctx, dir, record.Filter{}, nil) {
 		if s.err != nil {
 			return s.err
 		}

@@ -32,8 +32,8 @@ service that calls; and where the gate beside the called service denies it. With
 --place it is counted at that place only. Times are of calls that were allowed,
 as that gate saw them.
 
-With --once it looks for one window, prints, and ends; with --at it shows how it
-was at some time in the past, from the records.`,
+With --once it prints the window that ends now, and ends; with --at it shows how
+it was at some time in the past, from the records.`,
 		Args:              takes(0, 1),
 		ValidArgsFunction: completeDir(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -41,11 +41,18 @@ was at some time in the past, from the records.`,
 				return usage("--window is 1s to %v, --every at least 100ms, and --rows at least 0", maxWindow)
 			}
 			if o.at != "" {
-				return u.topThen(dirArg(args, 0), &f, &o)
+				to, err := parseTime(o.at)
+				if err != nil {
+					return err
+				}
+				return u.topThen(dirArg(args, 0), to, &f, &o)
 			}
 			dir, err := f.running(cmd.Context(), u, dirArg(args, 0))
-			if err != nil {
+			switch {
+			case err != nil:
 				return err
+			case o.once:
+				return u.topThen(dirArg(args, 0), time.Now(), &f, &o)
 			}
 			return u.topNow(cmd.Context(), dir, &f, &o)
 		},
@@ -54,7 +61,7 @@ was at some time in the past, from the records.`,
 	c.Flags().DurationVar(&o.window, "window", 10*time.Second, "count the calls of so `long`")
 	c.Flags().DurationVar(&o.every, "every", 2*time.Second, "show them anew after so `long`")
 	c.Flags().IntVar(&o.rows, "rows", 20, "at most so many rows; 0 for all")
-	c.Flags().BoolVar(&o.once, "once", false, "look for one window, print, and end")
+	c.Flags().BoolVar(&o.once, "once", false, "print the window that ends now, and end")
 	c.Flags().StringVar(&o.at, "at", "", "the `time` that the window ends at, such as \"2026-03-02 09:00:12\", instead of now")
 	c.RegisterFlagCompletionFunc("at", cobra.NoFileCompletions)
 	return c
@@ -166,11 +173,7 @@ func percentile(sorted []int64, p int) int64 {
 }
 
 // topThen shows a window of the past.
-func (u *ui) topThen(dir string, f *chosen, o *topOptions) error {
-	to, err := parseTime(o.at)
-	if err != nil {
-		return err
-	}
+func (u *ui) topThen(dir string, to time.Time, f *chosen, o *topOptions) (err error) {
 	records := f.records
 	if records == "" {
 		records, err = u.recordDir(dir)
@@ -219,12 +222,8 @@ func (u *ui) topNow(ctx context.Context, dir string, f *chosen, o *topOptions) e
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	began := time.Now()
-	found := follow(ctx, dir)
-	every := o.every
-	if o.once {
-		every = o.window
-	}
-	tick := time.NewTicker(every)
+	found := follow(ctx, dir, record.Filter{}, nil)
+	tick := time.NewTicker(o.every)
 	defer tick.Stop()
 	var calls []topCall
 	for {
@@ -251,7 +250,7 @@ func (u *ui) topNow(ctx context.Context, dir string, f *chosen, o *topOptions) e
 			from = began
 		}
 		calls = slices.DeleteFunc(calls, func(c topCall) bool { return c.end < from.UnixNano() })
-		if err := u.printTop(summarize(calls, from, to), o); err != nil || o.once {
+		if err := u.printTop(summarize(calls, from, to), o); err != nil {
 			return err
 		}
 	}

@@ -42,6 +42,7 @@ does: one that widens access needs --widen.`,
 		},
 	}
 	c.Flags().StringVar(&o.log, "log", "", "`file` for the log of gates and services; default is merlon.log in the state directory, - is standard error")
+	c.Flags().StringVar(&o.admin, "admin", "", "loopback `address` such as 127.0.0.1:9901 that serves the metrics of all gates at /metrics; default is none")
 	c.Flags().BoolVar(&o.widen, "widen", false, "accept that a changed intent allows more calls than the one before")
 	o.workloads.flags(c, "in the state directory, or below /run/merlon with --isolate")
 	o.lifetimes.flags(c)
@@ -55,6 +56,7 @@ does: one that widens access needs --widen.`,
 
 type upOptions struct {
 	log              string
+	admin            string
 	widen, committed bool
 	isolate          bool
 	workloads        workloadOptions
@@ -117,6 +119,13 @@ func up(ctx context.Context, u *ui, dir string, o upOptions) error {
 		if o.workloads.address, err = s.beginIsolation(o.workloads.address); err != nil {
 			return err
 		}
+	}
+	if o.admin != "" {
+		stop, err := s.serveAdmin(o.admin)
+		if err != nil {
+			return err
+		}
+		defer stop()
 	}
 	result, err := s.start(ctx, loaded, o)
 	if ctx.Err() != nil {

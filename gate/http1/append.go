@@ -21,7 +21,7 @@ func AppendStatusLine(dst []byte, status int, reason string) []byte {
 	dst = strconv.AppendInt(dst, int64(status), 10)
 	dst = append(dst, ' ')
 	if reason == "" {
-		reason = StatusText(status)
+		reason = statusText(status)
 	}
 	dst = append(dst, reason...)
 	return append(dst, "\r\n"...)
@@ -63,8 +63,8 @@ func AppendFraming(dst []byte, body Body, length int64) []byte {
 // AppendEnd appends the blank line that ends a head.
 func AppendEnd(dst []byte) []byte { return append(dst, "\r\n"...) }
 
-// StatusText is the registered reason phrase of a status, or "".
-func StatusText(status int) string {
+// statusText is the registered reason phrase of a status, or "".
+func statusText(status int) string {
 	switch status {
 	case 100:
 		return "Continue"

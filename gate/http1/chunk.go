@@ -162,15 +162,9 @@ func AppendChunk(dst, data []byte) []byte {
 	if len(data) == 0 {
 		return dst
 	}
-	dst = AppendChunkSize(dst, len(data))
+	dst = strconv.AppendInt(dst, int64(len(data)), 16)
+	dst = append(dst, "\r\n"...)
 	dst = append(dst, data...)
-	return append(dst, "\r\n"...)
-}
-
-// AppendChunkSize appends the size line of a chunk of n > 0 bytes, for who
-// writes data and CRLF apart from it.
-func AppendChunkSize(dst []byte, n int) []byte {
-	dst = strconv.AppendInt(dst, int64(n), 16)
 	return append(dst, "\r\n"...)
 }
 
