@@ -63,7 +63,7 @@ func (c *Control) serveAuthority(*http.Request) (any, error) {
 type Identity struct {
 	authority.Status
 	Federation []federation.Status `json:"federation,omitempty"`
-	Roots      string              `json:"roots,omitzero"` // of the trust domain, PEM
+	Roots      string              `json:"roots,omitzero"`       // of the trust domain, PEM
 	Workloads  string              `json:"workloadAPI,omitzero"` // its address; "" where it is not served
 	Problems   map[string][]string `json:"problems,omitempty"`   // why gates are not ready, by place
 }

@@ -153,7 +153,7 @@ func TestUpRefuses(t *testing.T) {
 				}
 			}
 			s.dir = long
-		}, []string{"control socket", "shorter path"}},
+		}, []string{"socket has", "choose a shorter"}},
 		{"two services at one port", func(t *testing.T, s *site) { s.service("b", s.a, "a: [hello]") },
 			[]string{"b.merlon.yaml:", "service b wants", "where service a is to run by a.merlon.yaml:"}},
 		{"nothing committed", func(t *testing.T, s *site) { s.remove("merlon.yaml") },
