@@ -47,6 +47,7 @@ func newLab(ctx context.Context, dir string) (*lab, error) {
 	l := &lab{dir: dir}
 	for name, pkg := range map[string]string{"merlon-gate": "./cmd/merlon-gate", "bench": "./bench"} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, name), pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is released
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("build %s: %w\n%s", pkg, err, out)
 		}
