@@ -190,12 +190,7 @@ func (c *conn) sendsWhole() bool {
 // certificates that were shown on it hold.
 func (c *conn) borrow(cluster *upstream.Cluster, failed merlon.Endpoint) (up *upstream.Conn, err error) {
 	for {
-		if failed == (merlon.Endpoint{}) {
-			up, err = cluster.Get(context.Background(), false)
-		} else {
-			up, err = cluster.GetOther(context.Background(), failed)
-		}
-		if err != nil {
+		if up, err = cluster.Get(context.Background(), failed); err != nil {
 			return nil, err
 		}
 		if s, mutual := up.State.(*session); mutual && !s.holds(up, c.x.start) {

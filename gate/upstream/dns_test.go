@@ -166,7 +166,7 @@ func TestFirstGetWaitsForTheName(t *testing.T) {
 	c, ns, ts := testNames(t, merlon.Endpoint{Address: "dns:orders.internal:" + port})
 	done := make(chan error)
 	go func() {
-		conn, err := c.Get(context.Background(), false)
+		conn, err := c.get(context.Background(), false, merlon.Endpoint{})
 		if err == nil {
 			conn.Release(true)
 		}
@@ -180,7 +180,7 @@ func TestFirstGetWaitsForTheName(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	_, err := c.Get(ctx, false)
+	_, err := c.get(ctx, false, merlon.Endpoint{})
 	wantReason(t, err, ReasonCancelled)
 	ns.answers <- answer{addrs: []string{"127.0.0.1"}}
 	if err := <-done; err != nil {
@@ -194,7 +194,7 @@ func TestFirstAnswerFails(t *testing.T) {
 	c, ns, ts := testNames(t, merlon.Endpoint{Address: "dns:orders.internal:1"})
 	done := make(chan error)
 	go func() {
-		_, err := c.Get(context.Background(), false)
+		_, err := c.get(context.Background(), false, merlon.Endpoint{})
 		done <- err
 	}()
 	boom := errors.New("name server away")
@@ -211,14 +211,14 @@ func TestNameWaitIsBounded(t *testing.T) {
 	t.Parallel()
 	ns := nameServer{make(chan answer), make(chan string, 100)}
 	c := open(t, Config{Resolver: ns, ConnectTimeout: time.Millisecond}, merlon.Endpoint{Address: "dns:slow.internal:1"})
-	_, err := c.Get(context.Background(), false)
+	_, err := c.get(context.Background(), false, merlon.Endpoint{})
 	wantReason(t, err, ReasonNoEndpoint)
 }
 
 func TestNameWithoutPort(t *testing.T) {
 	t.Parallel()
 	c := open(t, Config{}, merlon.Endpoint{Address: "dns:orders.internal"})
-	_, err := c.Get(context.Background(), false)
+	_, err := c.get(context.Background(), false, merlon.Endpoint{})
 	wantReason(t, err, ReasonNoEndpoint)
 }
 
@@ -231,7 +231,7 @@ func TestFailureAsksAgainSoon(t *testing.T) {
 	ns.answers <- answer{addrs: []string{host}}
 	<-ns.asked
 	floor := <-ts
-	_, err := c.Get(context.Background(), false)
+	_, err := c.get(context.Background(), false, merlon.Endpoint{})
 	wantReason(t, err, ReasonConnect)
 	select {
 	case <-ns.asked:

@@ -159,7 +159,7 @@ func open(t testing.TB, cfg Config, endpoints ...merlon.Endpoint) *Cluster {
 
 func get(t testing.TB, c *Cluster, fresh bool) *Conn {
 	t.Helper()
-	conn, err := c.Get(context.Background(), fresh)
+	conn, err := c.get(context.Background(), fresh, merlon.Endpoint{})
 	if err != nil {
 		t.Fatal(err)
 	}

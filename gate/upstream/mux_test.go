@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"merlon"
 )
 
 // many makes of each connection one for several calls, each of which is a
@@ -184,7 +186,7 @@ func TestMuxFull(t *testing.T) {
 		got := make(chan *Conn)
 		go func() { got <- get(t, c, false) }()
 		until(t, "a call in line", func() bool { return status(t, c, s.endpoint).Waiting == 1 })
-		_, err := c.Get(context.Background(), false)
+		_, err := c.get(context.Background(), false, merlon.Endpoint{})
 		wantReason(t, err, ReasonOverloaded)
 		free(conn)
 		(<-got).Release(true)
@@ -203,7 +205,7 @@ func TestMuxFails(t *testing.T) {
 		s := serve(t, echo)
 		c := open(t, Config{Mux: test.make}, s.endpoint)
 		for range 3 {
-			_, err := c.Get(context.Background(), false)
+			_, err := c.get(context.Background(), false, merlon.Endpoint{})
 			wantReason(t, err, ReasonConnect)
 		}
 		if got := status(t, c, s.endpoint); got.Open != 0 || got.Active != 0 {
@@ -215,7 +217,7 @@ func TestMuxFails(t *testing.T) {
 	var all sync.WaitGroup
 	for range 20 {
 		all.Go(func() {
-			_, err := c.Get(context.Background(), false)
+			_, err := c.get(context.Background(), false, merlon.Endpoint{})
 			wantReason(t, err, ReasonConnect)
 		})
 	}

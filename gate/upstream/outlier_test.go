@@ -268,12 +268,12 @@ func TestPanicTriesOnce(t *testing.T) {
 		}
 		return n
 	}
-	_, err := c.Get(context.Background(), false)
+	_, err := c.get(context.Background(), false, merlon.Endpoint{})
 	wantReason(t, err, ReasonConnect)
 	if n := failures(); n != 3 {
 		t.Errorf("the first call tried %d endpoints, want all 3", n)
 	}
-	_, err = c.Get(context.Background(), false)
+	_, err = c.get(context.Background(), false, merlon.Endpoint{})
 	wantReason(t, err, ReasonConnect)
 	if n := failures(); n != 4 {
 		t.Errorf("a call in a panic tried %d endpoints, want 1", n-3)
@@ -309,12 +309,12 @@ func TestUpdateKeepsHalf(t *testing.T) {
 }
 
 // A retry goes elsewhere if there is an elsewhere.
-func TestGetOther(t *testing.T) {
+func TestGetElsewhere(t *testing.T) {
 	t.Parallel()
 	a, b := serve(t, echo), serve(t, echo)
 	c := open(t, Config{}, a.endpoint, b.endpoint)
 	for range 50 {
-		conn, err := c.GetOther(context.Background(), a.endpoint)
+		conn, err := c.Get(context.Background(), a.endpoint)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -324,7 +324,7 @@ func TestGetOther(t *testing.T) {
 		conn.Release(true)
 	}
 	c.Update([]merlon.Endpoint{a.endpoint})
-	conn, err := c.GetOther(context.Background(), a.endpoint)
+	conn, err := c.Get(context.Background(), a.endpoint)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -340,7 +340,7 @@ func TestHangingUpIsNoFailure(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error)
 		go func() {
-			_, err := c.Get(ctx, false)
+			_, err := c.get(ctx, false, merlon.Endpoint{})
 			done <- err
 		}()
 		until(t, "connecting", func() bool { return status(t, c, hole).Open == 1 })
@@ -371,7 +371,7 @@ func TestBlackHole(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 	c.Update([]merlon.Endpoint{hole})
-	_, err := c.Get(context.Background(), false)
+	_, err := c.get(context.Background(), false, merlon.Endpoint{})
 	wantReason(t, err, ReasonConnect)
 	if e, ok := err.(*Error); !ok || e.Address != hole.Address || e.Cluster != "orders" {
 		t.Errorf("error %#v does not say where", err)
@@ -385,7 +385,7 @@ func TestCloseWhileConnecting(t *testing.T) {
 	c := open(t, Config{ConnectTimeout: time.Hour}, hole)
 	done := make(chan error)
 	go func() {
-		_, err := c.Get(context.Background(), false)
+		_, err := c.get(context.Background(), false, merlon.Endpoint{})
 		done <- err
 	}()
 	until(t, "connecting", func() bool { return status(t, c, hole).Open == 1 })

@@ -92,7 +92,7 @@ func TestMaxConns(t *testing.T) {
 	wg.Go(func() { got <- get(t, c, true) })
 	waitFor(2)
 
-	_, err := c.Get(context.Background(), false)
+	_, err := c.get(context.Background(), false, merlon.Endpoint{})
 	wantReason(t, err, ReasonOverloaded)
 
 	a.Release(true) // to the first in line
@@ -120,13 +120,13 @@ func TestWaitIsBounded(t *testing.T) {
 	s := serve(t, echo)
 	c := open(t, Config{MaxConns: 1, ConnectTimeout: 300 * time.Millisecond}, s.endpoint)
 	conn := get(t, c, false)
-	_, err := c.Get(context.Background(), false)
+	_, err := c.get(context.Background(), false, merlon.Endpoint{})
 	wantReason(t, err, ReasonOverloaded)
 
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cause := errors.New("client went away")
 	cancel(cause)
-	_, err = c.Get(ctx, false)
+	_, err = c.get(ctx, false, merlon.Endpoint{})
 	wantReason(t, err, ReasonCancelled)
 	if !errors.Is(err, cause) {
 		t.Errorf("error %v hides the cause", err)
@@ -190,7 +190,7 @@ func TestUpdateKeepsWhatStays(t *testing.T) {
 		again.Release(true)
 	}
 	c.Update(nil)
-	_, err := c.Get(context.Background(), false)
+	_, err := c.get(context.Background(), false, merlon.Endpoint{})
 	wantReason(t, err, ReasonNoEndpoint)
 }
 
@@ -201,7 +201,7 @@ func TestClose(t *testing.T) {
 	busy := get(t, c, false)
 	failed := make(chan error)
 	go func() {
-		_, err := c.Get(context.Background(), false)
+		_, err := c.get(context.Background(), false, merlon.Endpoint{})
 		failed <- err
 	}()
 	until(t, "in line", func() bool { return status(t, c, s.endpoint).Waiting == 1 })
@@ -215,7 +215,7 @@ func TestClose(t *testing.T) {
 		t.Errorf("after its release: %v", err)
 	}
 	c.Update([]merlon.Endpoint{s.endpoint})
-	_, err := c.Get(context.Background(), false)
+	_, err := c.get(context.Background(), false, merlon.Endpoint{})
 	wantReason(t, err, ReasonClosed)
 	c.Close()
 }
@@ -402,7 +402,7 @@ func TestNoAllocs(t *testing.T) {
 	}
 	ctx := context.Background()
 	if n := testing.AllocsPerRun(1000, func() {
-		conn, err := c.Get(ctx, false)
+		conn, err := c.get(ctx, false, merlon.Endpoint{})
 		if err != nil || !conn.Reused {
 			t.Fatal("not a pooled connection", err)
 		}

@@ -120,7 +120,7 @@ func roughCall(t *testing.T, c *Cluster, fresh bool) bool {
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(rand.IntN(1000))*time.Microsecond)
 	}
 	defer cancel()
-	conn, err := c.Get(ctx, fresh)
+	conn, err := c.get(ctx, fresh, merlon.Endpoint{})
 	if err != nil {
 		if _, ok := err.(*Error); !ok {
 			t.Errorf("error %T", err)
@@ -160,7 +160,7 @@ func TestFlapping(t *testing.T) {
 	address = flapping.endpoint.Address
 	c := open(t, Config{RetryPercent: 100, EjectAfter: 3, EjectBase: time.Millisecond, EjectMax: 2 * time.Millisecond}, steady.endpoint, flapping.endpoint)
 	one := func() (merlon.Endpoint, bool) {
-		conn, err := c.Get(context.Background(), false)
+		conn, err := c.get(context.Background(), false, merlon.Endpoint{})
 		for retry := false; err == nil; retry = true {
 			e := conn.Endpoint
 			failure := call(conn)
@@ -178,7 +178,7 @@ func TestFlapping(t *testing.T) {
 			if retry || !c.MayRetry() {
 				return e, false
 			}
-			conn, err = c.GetOther(context.Background(), e)
+			conn, err = c.Get(context.Background(), e)
 		}
 		return merlon.Endpoint{}, false
 	}
@@ -210,7 +210,7 @@ func BenchmarkGetRelease(b *testing.B) {
 			b.ReportAllocs()
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
-					conn, err := c.Get(ctx, false)
+					conn, err := c.get(ctx, false, merlon.Endpoint{})
 					if err != nil {
 						b.Error(err)
 						return
@@ -235,7 +235,7 @@ func BenchmarkGetEjected(b *testing.B) {
 	ctx := context.Background()
 	b.ReportAllocs()
 	for b.Loop() {
-		conn, err := c.Get(ctx, false)
+		conn, err := c.get(ctx, false, merlon.Endpoint{})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -75,7 +75,7 @@ func TestNeverPlainWithIdentity(t *testing.T) {
 	} {
 		for _, f := range []func(merlon.Endpoint) (*tls.Config, any, error){nil, func(merlon.Endpoint) (*tls.Config, any, error) { return nil, nil, nil }} {
 			c := open(t, Config{TLS: f}, e)
-			_, err := c.Get(context.Background(), false)
+			_, err := c.get(context.Background(), false, merlon.Endpoint{})
 			wantReason(t, err, ReasonConnect)
 			if !errors.Is(err, errPlain) {
 				t.Errorf("%+v: %v", e, err)
@@ -94,7 +94,7 @@ func TestTLSWrongName(t *testing.T) {
 	s, config := serveTLS(t)
 	config.ServerName = "orders.example"
 	c := open(t, Config{TLS: func(merlon.Endpoint) (*tls.Config, any, error) { return config, nil, nil }}, s.endpoint)
-	_, err := c.Get(context.Background(), false)
+	_, err := c.get(context.Background(), false, merlon.Endpoint{})
 	wantReason(t, err, ReasonConnect)
 	var wrong x509.HostnameError
 	if !errors.As(err, &wrong) {
@@ -114,7 +114,7 @@ func TestNoSVID(t *testing.T) {
 	var err error = missing
 	c := open(t, Config{EjectAfter: 1, TLS: func(merlon.Endpoint) (*tls.Config, any, error) { return config, nil, err }}, s.endpoint)
 	for range 3 {
-		_, got := c.Get(context.Background(), false)
+		_, got := c.get(context.Background(), false, merlon.Endpoint{})
 		if wantReason(t, got, ReasonUnready); !errors.Is(got, missing) {
 			t.Errorf("cause %v", got)
 		}
@@ -141,7 +141,7 @@ func TestNoSVIDInLine(t *testing.T) {
 	got := make(chan error, calls)
 	for range calls {
 		go func() {
-			_, err := c.Get(context.Background(), false)
+			_, err := c.get(context.Background(), false, merlon.Endpoint{})
 			got <- err
 		}()
 	}
@@ -165,7 +165,7 @@ func TestHandshakeTimeout(t *testing.T) {
 		ConnectTimeout: 20 * time.Millisecond,
 		TLS:            func(merlon.Endpoint) (*tls.Config, any, error) { return &tls.Config{ServerName: "x"}, nil, nil },
 	}, s.endpoint)
-	_, err := c.Get(context.Background(), false)
+	_, err := c.get(context.Background(), false, merlon.Endpoint{})
 	wantReason(t, err, ReasonConnect)
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("cause %v", err)

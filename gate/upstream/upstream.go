@@ -250,7 +250,8 @@ func (c *Cluster) rebuild() (gone []*endpoint) {
 const maxTries = 3
 
 // Get hands out a connection to the less busy of two healthy endpoints, the
-// last used one of its pool or else a new one. With fresh it is a new one.
+// last used one of its pool or else a new one. For a retry it is told where the
+// attempt before failed: then it is a new one, if possible to another endpoint.
 // When connecting fails it tries other healthy endpoints, three in all: nothing
 // was sent, so that is safe for every call. Each try may take ConnectTimeout to
 // wait in line and again to connect, unless ctx ends first. The error is an
@@ -260,14 +261,8 @@ const maxTries = 3
 // client that hangs up must not be able to get endpoints ejected. The context
 // does not govern the connection once it is handed out, and no deadline is set
 // on it.
-func (c *Cluster) Get(ctx context.Context, fresh bool) (*Conn, error) {
-	return c.get(ctx, fresh, merlon.Endpoint{})
-}
-
-// GetOther is for a retry: Get of a new connection, if possible not to the
-// endpoint of the failed attempt.
-func (c *Cluster) GetOther(ctx context.Context, failed merlon.Endpoint) (*Conn, error) {
-	return c.get(ctx, true, failed)
+func (c *Cluster) Get(ctx context.Context, failed merlon.Endpoint) (*Conn, error) {
+	return c.get(ctx, failed != (merlon.Endpoint{}), failed)
 }
 
 func (c *Cluster) get(ctx context.Context, fresh bool, avoid merlon.Endpoint) (*Conn, error) {
