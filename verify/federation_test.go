@@ -72,6 +72,51 @@ func TestProofChange(t *testing.T) {
 	}
 }
 
+// TestNodesChange: what a host that counts as a node gets is who may be any of the
+// services on it.
+func TestNodesChange(t *testing.T) {
+	t.Parallel()
+	type nodes = []merlon.Node
+	compile := func(all nodes, on ...string) *policy.Policy {
+		t.Helper()
+		out, ds := policy.Compile(&merlon.Intent{TrustDomain: "shop.example", Nodes: all,
+			Services: []merlon.Service{{Name: "pay", Workload: &merlon.WorkloadRule{UnixUser: "pay"}, Nodes: on}}})
+		if ds.Failed() {
+			t.Fatal(ds)
+		}
+		return out
+	}
+	x509 := func(ca, dns string) merlon.Node {
+		return merlon.Node{Name: "db1", X509: &merlon.NodeX509{CA: ca, DNS: dns}}
+	}
+	db1, pod, db2 := merlon.Node{Name: "db1", JoinToken: true}, merlon.Node{Name: "db1", Kubernetes: "shop/agent"}, merlon.Node{Name: "db2", JoinToken: true}
+	both := []string{"db1", "db2"}
+	for _, tt := range []struct {
+		was   nodes
+		wasOn []string
+		is    nodes
+		isOn  []string
+		want  string // "" is no change
+	}{
+		{nodes{db1, db2}, both, nodes{db1, db2}, []string{"db2", "db1"}, ""},
+		{nodes{db1, db2}, both, nodes{db1}, both[:1], ""},
+		{nodes{db1}, both[:1], nodes{db1, db2}, both, "pay is recognised on db2 too"},
+		{nil, nil, nodes{db1}, both[:1], "pay is recognised on db1 too"},
+		{nodes{db1}, both[:1], nil, nil, "pay is recognised on the host of the control plane too"},
+		{nodes{db1}, both[:1], nodes{pod}, both[:1], "node db1 proves itself by its kubernetes service account shop/agent, did by its join token"},
+		{nodes{x509("a", "db1")}, both[:1], nodes{x509("a", "db9")}, both[:1], "did by its certificate for db1"},
+		{nodes{x509("a", "db1")}, both[:1], nodes{x509("b", "db1")}, both[:1], "certificate for db1, of other CAs"},
+	} {
+		got := Diff(compile(tt.was, tt.wasOn...), compile(tt.is, tt.isOn...))
+		if tt.want == "" && len(got) == 0 {
+			continue
+		}
+		if len(got) != 1 || got[0].Kind != Trusted || !got[0].Widens() || tt.want == "" || !strings.Contains(got[0].Text, tt.want) {
+			t.Errorf("%+v\nis told as %+v", tt, got)
+		}
+	}
+}
+
 // TestProofOfNobody: what a service has to prove must be provable.
 func TestProofOfNobody(t *testing.T) {
 	t.Parallel()

@@ -251,6 +251,7 @@ func (d *differ) trust() {
 		d.gateway(was, is)
 	}
 	d.federation()
+	d.nodes()
 	for _, name := range names(d.old.services, d.new.services) {
 		a, b := d.old.services[name], d.new.services[name]
 		if a == nil || b == nil {
@@ -263,6 +264,36 @@ func (d *differ) trust() {
 		if a.Foreign != b.Foreign {
 			d.add(Change{Kind: Trusted, Service: name, Old: a.Pos, New: b.Pos,
 				Text: fmt.Sprintf("%s proves itself by %s, did by %s", name, proof(b), proof(a))})
+		}
+		more := slices.DeleteFunc(hosts(b), func(h string) bool { return slices.Contains(hosts(a), h) })
+		if len(more) > 0 && a.Workload != nil { // else what it is recognised by is new, too
+			d.add(Change{Kind: Trusted, Service: name, Old: a.Pos, New: b.Pos,
+				Text: fmt.Sprintf("%s is recognised on %s too", name, strings.Join(more, ", "))})
+		}
+	}
+}
+
+// hosts are where the workloads of a service are recognised.
+func hosts(s *merlon.Service) []string {
+	if s.Workload != nil && len(s.Nodes) == 0 {
+		return []string{"the host of the control plane"}
+	}
+	return slices.Clone(s.Nodes)
+}
+
+// nodes reports changes of which host counts as a node. What comes onto a node
+// is told with the services.
+func (d *differ) nodes() {
+	for i := range d.new.intent.Nodes {
+		b := &d.new.intent.Nodes[i]
+		a := d.old.intent.Node(b.Name)
+		if a == nil {
+			continue
+		}
+		if a.Proof() != b.Proof() {
+			d.add(Change{Kind: Trusted, Old: a.Pos, New: b.Pos, Text: fmt.Sprintf("node %s proves itself by its %s, did by its %s", b.Name, b.Proof(), a.Proof())})
+		} else if a.X509 != nil && a.X509.CA != b.X509.CA {
+			d.add(Change{Kind: Trusted, Old: a.Pos, New: b.Pos, Text: fmt.Sprintf("node %s proves itself by its %s, of other CAs", b.Name, b.Proof())})
 		}
 	}
 }
