@@ -20,53 +20,48 @@ import (
 // checkFiles finds what others can reach and must not. The way goes through an
 // os.Root: who could write there may have left links.
 func checkFiles(_ context.Context, p *patient) []finding {
-	root, err := os.OpenRoot(p.state)
-	if err != nil {
+	if f := p.enter(); f != nil {
 		p.shut = true
-		return []finding{{What: err.Error(), Do: "run doctor as the user that merlon up runs as"}}
+		return []finding{*f}
 	}
-	p.root = root
-	if info, err := root.Stat("."); err == nil {
-		if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) != os.Getuid() {
-			p.shut = true // what we made would be ours, and of no use to its owner
-			return []finding{{What: fmt.Sprintf("%s belongs to another user (uid %d)", relative(p.state), stat.Uid), Do: "run doctor as that user"}}
-		}
-	}
-	wide := func(name string) (fs.FileMode, bool) {
-		info, err := root.Lstat(name)
-		if err != nil || info.Mode()&fs.ModeSymlink != 0 {
-			return 0, false
-		}
-		return info.Mode(), info.Mode().Perm()&0o077 != 0
-	}
-	_, stateOpen := wide(".")
-	_, keysOpen := wide(authorityName)
-	secrets, _ := fs.Glob(root.FS(), authorityName+"/*.pem")
+	_, stateOpen := p.wide(".")
+	_, keysOpen := p.wide(authorityName)
+	secrets, _ := fs.Glob(p.root.FS(), authorityName+"/*.pem")
 	known := false // keys may be: no mode takes that back
 	for _, name := range secrets {
-		_, open := wide(name)
+		_, open := p.wide(name)
 		known = known || stateOpen && keysOpen && open
 	}
 	private := append([]string{".", authorityName}, secrets...)
-	for _, pattern := range []string{authorityName + "/*.jsonl", "control.*", recordsName, recordsName + "/*", "federation", "federation/*", "merlon.log", "ports.json"} {
-		more, _ := fs.Glob(root.FS(), pattern)
+	for _, pattern := range []string{authorityName + "/*.jsonl", "control.*", recordsName, recordsName + "/*", "federation", "federation/*", "nodes.json", "merlon.log", "ports.json"} {
+		more, _ := fs.Glob(p.root.FS(), pattern)
 		private = append(private, more...)
 	}
 	var found []finding
 	left := 0
 	for _, name := range private {
-		mode, open := wide(name)
+		path := relative(filepath.Join(p.state, name))
+		if info, err := p.root.Lstat(name); err == nil && !mine(info) {
+			found, left = append(found, finding{What: path + " belongs to another user", Why: "merlon did not make it, or somebody has given it away",
+				Do: "see who has put it there; if that was nobody of yours, restore a backup"}), left+1
+			continue
+		}
+		mode, open := p.wide(name)
 		if !open {
 			continue
 		}
-		path, want := relative(filepath.Join(p.state, name)), mode.Perm()&^0o077
+		want := mode.Perm() &^ 0o077
 		f := finding{What: fmt.Sprintf("others can reach %s (mode %04o)", path, mode.Perm()), Do: fmt.Sprintf("chmod %o %s", want, path)}
-		if known {
+		switch {
+		case known:
 			f.Why = "the way to the keys of the authority stands open: who has an account on this host may know them"
 			f.Do += ", if nobody can have read them; if somebody can, move " + relative(filepath.Join(p.state, authorityName)) + " away to begin a new trust domain"
-		} else {
+		case mode.IsDir() && stateOpen && mode.Perm()&0o022 != 0:
+			f.Why = "others can put files there: what was in force and what was recorded may be theirs"
+			f.Do += ", if nobody can have done that; if somebody can, restore a backup"
+		default:
 			f.fix = func(context.Context) error {
-				err := root.Chmod(name, want)
+				err := p.root.Chmod(name, want)
 				if err == nil {
 					left--
 				}
@@ -78,6 +73,48 @@ func checkFiles(_ context.Context, p *patient) []finding {
 	}
 	p.shut = left > 0 && !p.running() // nothing of merlon reads it as it is
 	return found
+}
+
+// enter opens the state directory if it is one, and is ours: who could make doctor
+// look at, and repair, another directory, could have root take it from all others.
+func (p *patient) enter() *finding {
+	link, err := os.Lstat(p.state)
+	if err == nil {
+		p.root, err = os.OpenRoot(p.state)
+	}
+	if err != nil {
+		return &finding{What: err.Error(), Do: "run doctor as the user that merlon up runs as"}
+	}
+	path := relative(p.state)
+	switch here, err := p.root.Stat("."); {
+	case err != nil:
+		return &finding{What: err.Error()}
+	case !mine(link), link.IsDir() && !os.SameFile(link, here):
+		return &finding{What: path + " belongs to another user", Do: "run doctor as that user"} // what we made would be ours, and of no use to its owner
+	case !mine(here):
+		return &finding{What: path + " leads to what belongs to another user", Do: "run doctor as that user"}
+	}
+	for _, name := range []string{"control.lock", "control.db", authorityName} {
+		if _, err := p.root.Lstat(name); err == nil {
+			return nil
+		}
+	}
+	return &finding{What: path + " holds no state of merlon up", Do: "say with --state where that is"}
+}
+
+// mine reports whether a file belongs to the user of this process.
+func mine(info fs.FileInfo) bool {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return !ok || int(stat.Uid) == os.Getuid()
+}
+
+// wide reports whether others than its owner can reach a file of the state.
+func (p *patient) wide(name string) (fs.FileMode, bool) {
+	info, err := p.root.Lstat(name)
+	if err != nil || info.Mode()&fs.ModeSymlink != 0 {
+		return 0, false
+	}
+	return info.Mode(), info.Mode().Perm()&0o077 != 0
 }
 
 // checkSockets finds sockets that nobody serves.

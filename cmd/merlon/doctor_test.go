@@ -124,6 +124,12 @@ var doctorCases = []struct {
 }{
 	{name: "nothing"},
 	{name: "state directory open", spoil: func(t *testing.T, _, state string) { chmod(t, 0o755, state) }, want: "files: others can reach .merlon (mode 0755)", fixed: true},
+	{name: "state directory that others can write to", spoil: func(t *testing.T, _, state string) { chmod(t, 0o777, state) },
+		want: "files: others can reach .merlon (mode 0777)"},
+	{name: "join tokens readable", spoil: func(t *testing.T, _, state string) {
+		write(t, filepath.Join(state, "nodes.json"), "{}")
+		chmod(t, 0o644, filepath.Join(state, "nodes.json"))
+	}, want: "files: others can reach .merlon/nodes.json (mode 0644)", fixed: true},
 	{name: "key readable in a closed directory", spoil: func(t *testing.T, _, state string) {
 		chmod(t, 0o644, filepath.Join(state, "authority", "root.pem"))
 	}, want: "files: others can reach .merlon/authority/root.pem (mode 0644)", fixed: true},
@@ -291,6 +297,39 @@ func TestDoctorLeavesKnownKeys(t *testing.T) {
 	}
 	if info, err := os.Stat(key); err != nil || info.Mode().Perm() != 0o640 {
 		t.Errorf("%v %v", info, err)
+	}
+}
+
+// TestDoctorKeepsOff: what is not the state of merlon up, or not ours, is left as it
+// is, wherever .merlon leads: who may write there could have root repair /etc.
+func TestDoctorKeepsOff(t *testing.T) {
+	t.Parallel()
+	dir, state := doctorState(t, authority.Options{})
+	elsewhere := t.TempDir()
+	chmod(t, 0o755, elsewhere)
+	if err := errors.Join(os.Rename(state, state+"2"), os.Symlink(elsewhere, state)); err != nil {
+		t.Fatal(err)
+	}
+	if found, _ := doctor(t, dir, "--fix"); len(found) == 0 || !strings.HasSuffix(found[0].What, "holds no state of merlon up") {
+		t.Errorf("%+v", found)
+	}
+	if info, err := os.Stat(elsewhere); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("%v %v", info, err)
+	}
+	if os.Getuid() != 0 {
+		return // nothing can be given to another user
+	}
+	if err := errors.Join(os.Remove(state), os.Rename(state+"2", state), os.Lchown(filepath.Join(state, "control.db"), 65534, -1)); err != nil {
+		t.Fatal(err)
+	}
+	if found, _ := doctor(t, dir, "--fix"); len(found) == 0 || !strings.HasSuffix(found[0].What, "control.db belongs to another user") {
+		t.Errorf("%+v", found)
+	}
+	if err := errors.Join(os.Rename(state, state+"2"), os.Symlink(state+"2", state), os.Lchown(state, 65534, -1)); err != nil {
+		t.Fatal(err)
+	}
+	if found, _ := doctor(t, dir, "--fix"); len(found) == 0 || !strings.HasSuffix(found[0].What, ".merlon belongs to another user") {
+		t.Errorf("%+v", found)
 	}
 }
 
