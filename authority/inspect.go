@@ -34,7 +34,7 @@ func Inspect(dir, trustDomain string, now time.Time) (Inspection, error) {
 	if err := in.readJournal(dir); err != nil {
 		return in, err
 	}
-	if err := private(dir, info, fs.ModeDir, 0o700); err != nil {
+	if err := alone(dir, info, fs.ModeDir, 0o700); err != nil {
 		return in, err
 	}
 	a := &Authority{dir: dir, trustDomain: trustDomain}

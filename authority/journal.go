@@ -85,7 +85,7 @@ func (j *journal) path(n int) string {
 func (j *journal) open() error {
 	path := j.path(0)
 	if info, err := os.Lstat(path); err == nil {
-		if err := private(path, info, 0, 0o600); err != nil {
+		if err := alone(path, info, 0, 0o600); err != nil {
 			return err
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {

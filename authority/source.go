@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
 	"sync/atomic"
@@ -116,6 +117,9 @@ func (s *Source) renew(ctx context.Context) error {
 	chain, notAfter, err := s.cfg.Issue(ctx, key)
 	if err != nil {
 		return err
+	}
+	if !now.Before(notAfter) { // it would be renewed at once, again and again
+		return fmt.Errorf("the new SVID ended at %v by the clock of this host, at %v: one of the two is wrong", notAfter.UTC(), now.UTC())
 	}
 	leaf, err := x509.ParseCertificate(chain[0])
 	if err != nil {

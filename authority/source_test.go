@@ -2,6 +2,7 @@ package authority
 
 import (
 	"context"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -374,4 +375,42 @@ func TestIssueAtOnce(t *testing.T) {
 	if n := len(a.entries(t)); n != 11 {
 		t.Errorf("%d lines", n)
 	}
+}
+
+// A clock that is ahead of the authority's by more than a lifetime makes a failure
+// of each new SVID, with pauses between, and not one renewal after the other.
+func TestClockAhead(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir() + "/state"
+	synctest.Test(t, func(t *testing.T) {
+		a := open(t, dir, Options{Lifetime: time.Hour})
+		ctx, stop := context.WithCancel(t.Context())
+		var ahead, asked atomic.Int64
+		s, err := NewSource(ctx, SourceConfig{
+			ID: "spiffe://shop.example/a", Roots: a.Roots, Lifetime: func() time.Duration { return time.Hour },
+			Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) },
+			Issue: func(_ context.Context, key crypto.Signer) ([][]byte, time.Time, error) {
+				asked.Add(1)
+				return a.Issue("spiffe://shop.example/a", key.Public(), time.Now())
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ahead.Store(int64(2 * time.Hour))
+		time.Sleep(10 * time.Minute)
+		if n := asked.Load(); n < 3 || n > 60 {
+			t.Errorf("asked %d times in ten minutes", n)
+		}
+		if s.SVID() != nil {
+			t.Error("an SVID that has ended is shown")
+		}
+		ahead.Store(0)
+		time.Sleep(2 * time.Minute)
+		if s.SVID() == nil {
+			t.Error("the clock is right again, and there is no SVID")
+		}
+		stop()
+		<-s.Done()
+	})
 }

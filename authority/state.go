@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"merlon/internal/private"
 )
 
 // errAbsent says that there is no such file: the one state in which something
@@ -31,19 +33,19 @@ func openDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	return private(dir, info, fs.ModeDir, 0o700)
+	return alone(dir, info, fs.ModeDir, 0o700)
 }
 
-// private refuses a file or directory that others may read, or could have
+// alone refuses a file or directory that others may read, or could have
 // written. Nothing is repaired: who could read the keys has them already.
-func private(path string, info fs.FileInfo, kind fs.FileMode, want fs.FileMode) error {
+func alone(path string, info fs.FileInfo, kind fs.FileMode, want fs.FileMode) error {
 	switch mode := info.Mode(); {
 	case mode.Type() != kind:
 		return fmt.Errorf("%s is a %v, not what the authority left there", path, mode.Type())
 	case mode.Perm()&0o077 != 0:
 		return fmt.Errorf("others can reach %s (mode %04o) and may know its keys: if that cannot be, run chmod %o %s; "+
 			"if it can, move it away to begin a new trust domain", path, mode.Perm(), want, path)
-	case !owned(info):
+	case !private.Owned(info):
 		return fmt.Errorf("%s belongs to another user", path)
 	}
 	return nil
@@ -69,7 +71,7 @@ func readPrivate(dir, name string) ([]byte, error) {
 	case err != nil:
 		return nil, err
 	}
-	if err := private(path, info, 0, 0o600); err != nil {
+	if err := alone(path, info, 0, 0o600); err != nil {
 		return nil, err
 	}
 	if info.Size() > maxFile {

@@ -208,6 +208,12 @@ func (a *Authority) checkChain(chain, anchors [][]byte, key crypto.Signer, now t
 		if err != nil {
 			return nil, nil, fmt.Errorf("what it signs for spiffe://%s would be refused: %w", a.trustDomain, err)
 		}
+		for _, above := range chains[0][1:] {
+			if above.NotAfter.Before(cert.NotAfter) { // SVIDs would look good and be refused
+				return nil, nil, fmt.Errorf("the certificate ends at %v, after %q above it, at %v: have it signed for no longer than that",
+					cert.NotAfter, above.Subject, above.NotAfter)
+			}
+		}
 		root = chains[0][len(chains[0])-1]
 	}
 	return cert, root, nil

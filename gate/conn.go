@@ -312,12 +312,19 @@ func (c *conn) proveWorkload(tc *tls.Conn) error {
 	}
 	leaf := state.PeerCertificates[0]
 	c.peer.key, c.peer.until = leaf.PublicKey, ends(state.PeerCertificates)
-	c.peer.renew = renewal(time.Now(), c.peer.until)
 	c.peer.foreign = merlon.ForeignDomain(name) != ""
+	if most := time.Now().Add(maxForeign); c.peer.foreign && c.peer.until.After(most) {
+		c.peer.until = most
+	}
+	c.peer.renew = renewal(time.Now(), c.peer.until)
 	c.peer.caller = merlon.Caller{Kind: merlon.Workload, Name: name, Subject: id}
 	c.net, c.in.conn = tc, tc
 	return nil
 }
+
+// maxForeign bounds connections of workloads of other trust domains: their bundle
+// may be withdrawn while their certificates say that they live for years.
+const maxForeign = time.Hour
 
 // peerName is the name of a workload in rules, by the SPIFFE ID that it proved.
 func (g *Gate) peerName(id string) (string, error) {

@@ -19,6 +19,7 @@ import (
 // link is a connection over which HTTP/2 is spoken, with a client (mux) or with
 // an upstream (upMux).
 type link struct {
+	g      *Gate
 	net    net.Conn
 	prompt prompt // below net; nil if its writes may wait
 	waits  bool   // who writes may wait
@@ -57,7 +58,8 @@ const maxRounds = 8
 
 // attach takes the connection, whose system calls the scheduler need not hear of.
 func (k *link) attach(g *Gate, nc net.Conn, below *wire.Conn) {
-	if k.net = nc; below == nil {
+	k.g, k.net = g, nc
+	if below == nil {
 		k.net = g.hush(nc)
 		k.prompt, _ = k.net.(prompt)
 	} else {
@@ -77,6 +79,26 @@ func (k *link) flush() {
 	if !k.writing {
 		k.writing = true
 		k.write(k.waits, maxRounds)
+	}
+}
+
+// flushNow is flush for who does not hold mu.
+func (k *link) flushNow() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.flush()
+}
+
+// guard makes an error of a defect that the frames of a peer met: it ends this
+// connection and no other. What the core has to say is not written any more. It is
+// deferred by who reads.
+func (k *link) guard(err *error) {
+	if p := recover(); p != nil {
+		k.g.metrics.defects.Add(1)
+		k.g.cfg.Log.Error("connection of HTTP/2 ended by a defect", "panic", p, "stack", stack())
+		k.mu.Lock()
+		k.mute, *err = true, errDefect
+		k.mu.Unlock()
 	}
 }
 

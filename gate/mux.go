@@ -102,8 +102,10 @@ func (c *conn) serveHTTP2() {
 		c.hold()
 		c.lingers = true // the peer is to learn why
 	}
-	m.c, m.net, m.prompt, m.reads, m.writes = nil, nil, nil, nil, nil
-	muxes.Put(m)
+	m.c, m.g, m.net, m.prompt, m.reads, m.writes = nil, nil, nil, nil, nil, nil
+	if err != errDefect {
+		muxes.Put(m)
+	}
 }
 
 // Reads and writes of a connection end apart: what moves the deadline of one
@@ -117,11 +119,10 @@ func (s readSide) SetDeadline(t time.Time) error  { return s.Conn.SetReadDeadlin
 func (s writeSide) SetDeadline(t time.Time) error { return s.Conn.SetWriteDeadline(t) }
 
 // read reads frames until the connection is over, and says why.
-func (m *mux) read() error {
+func (m *mux) read() (err error) {
 	c := m.c
-	m.mu.Lock()
-	m.flush()
-	m.mu.Unlock()
+	defer m.guard(&err)
+	m.flushNow()
 	if first := c.in.bytes(); len(first) > 0 {
 		if err := m.batch(first); err != nil {
 			return err
@@ -193,30 +194,30 @@ func (m *mux) leave() bool {
 
 // batch handles what one read gave. All that it answers leaves in one write.
 func (m *mux) batch(in []byte) error {
-	var over error
-	m.mu.Lock()
-	for {
-		n, ev, err := m.core.Next(in, m.c.g.clock.Nanos())
-		if over = err; err != nil {
-			break
-		}
-		if in = in[n:]; ev.Kind != http2.None {
-			m.handle(&ev)
-		} else if len(in) == 0 {
-			break
-		}
-	}
-	begun := m.begun
-	m.mu.Unlock()
-	for _, l := range begun {
+	err := m.take(in)
+	for _, l := range m.begun {
 		m.begin(l)
 	}
 	clear(m.begun)
 	m.begun = m.begun[:0]
+	m.flushNow()
+	return err
+}
+
+func (m *mux) take(in []byte) error {
 	m.mu.Lock()
-	m.flush()
-	m.mu.Unlock()
-	return over
+	defer m.mu.Unlock()
+	for {
+		n, ev, err := m.core.Next(in, m.c.g.clock.Nanos())
+		if err != nil {
+			return err
+		}
+		if in = in[n:]; ev.Kind != http2.None {
+			m.handle(&ev)
+		} else if len(in) == 0 {
+			return nil
+		}
+	}
 }
 
 // handle takes one event; m.mu is held.

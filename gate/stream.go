@@ -303,7 +303,7 @@ func (s *stream) patience() time.Duration {
 	if x.lasting() {
 		return stall
 	}
-	left := stall + time.Duration(s.taken)*time.Second/minBodyRate - time.Duration(s.waited)
+	left := stall + time.Duration(s.taken)*(time.Second/minBodyRate) - time.Duration(s.waited)
 	return min(stall, max(left, time.Millisecond))
 }
 

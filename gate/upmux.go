@@ -87,7 +87,7 @@ func (g *Gate) newUpMux(first *upstream.Conn, changed func()) (upstream.Mux, err
 		Fields:     maxHTTP2Fields,
 	})
 	m.silence = time.AfterFunc(m.every, m.listen)
-	go m.read()
+	go m.serve()
 	return m, nil
 }
 
@@ -122,11 +122,22 @@ func (m *upMux) Close() {
 	m.hurry()
 }
 
-// read reads frames until the connection is over.
-func (m *upMux) read() {
+// serve reads frames until the connection is over, and ends it.
+func (m *upMux) serve() {
+	m.end(m.read())
 	m.mu.Lock()
-	m.flush()
+	for m.writing {
+		m.written.Wait()
+	}
+	m.mute = true
 	m.mu.Unlock()
+	m.first.Socket().Close()
+}
+
+// read reads frames until the connection is over, and says why.
+func (m *upMux) read() (err error) {
+	defer m.guard(&err)
+	m.flushNow()
 	buf := inputs.Get().(*[bufferSize]byte)
 	defer inputs.Put(buf)
 	for {
@@ -135,40 +146,14 @@ func (m *upMux) read() {
 			err = m.batch(buf[:n])
 		}
 		if err != nil {
-			m.end(err)
-			m.mu.Lock()
-			for m.writing {
-				m.written.Wait()
-			}
-			m.mute = true
-			m.mu.Unlock()
-			m.first.Socket().Close()
-			return
+			return err
 		}
 	}
 }
 
 // batch handles what one read gave.
 func (m *upMux) batch(in []byte) error {
-	m.mu.Lock()
-	m.heard, m.asked = true, false
-	room := m.core.Room()
-	var err error
-	for {
-		var n int
-		var ev http2.Event
-		if n, ev, err = m.core.Next(in, m.clock()); err != nil {
-			break
-		}
-		if in = in[n:]; ev.Kind != http2.None {
-			m.handle(&ev)
-		} else if len(in) == 0 {
-			break
-		}
-	}
-	m.flush()
-	changed := err == nil && (m.core.Leaving() || m.core.Room() > room)
-	m.mu.Unlock()
+	changed, err := m.takeAll(in)
 	// Now, since none could go on before.
 	for _, l := range m.awake {
 		l.cond.Broadcast()
@@ -179,6 +164,29 @@ func (m *upMux) batch(in []byte) error {
 		m.changed()
 	}
 	return err
+}
+
+// takeAll handles frames, and reports whether more or fewer calls may begin than
+// before.
+func (m *upMux) takeAll(in []byte) (changed bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.heard, m.asked = true, false
+	room := m.core.Room()
+	for {
+		n, ev, err := m.core.Next(in, m.clock())
+		if err != nil {
+			m.flush()
+			return false, err
+		}
+		if in = in[n:]; ev.Kind != http2.None {
+			m.handle(&ev)
+		} else if len(in) == 0 {
+			break
+		}
+	}
+	m.flush()
+	return m.core.Leaving() || m.core.Room() > room, nil
 }
 
 // handle takes one event; m.mu is held.

@@ -308,11 +308,12 @@ func (e *estate) resolveSigns() {
 		if narrow.Workload == nil {
 			continue
 		}
-		has := narrow.Workload.Selectors()
+		own := narrow.Workload.Selectors()
+		has := withDigests(own)
 		for _, selector := range has {
 			for _, s := range wide[selector] {
 				says := s.Workload.Selectors()
-				equal := len(says) == len(has)
+				equal := slices.Equal(says, own)
 				// Of two that say the same, the later is reported.
 				if s == narrow || !together(s, narrow) || equal && narrow.sign.pos.Compare(s.sign.pos) < 0 ||
 					slices.ContainsFunc(says, func(sel string) bool { return !slices.Contains(has, sel) }) {
@@ -323,6 +324,20 @@ func (e *estate) resolveSigns() {
 			}
 		}
 	}
+}
+
+// withDigests adds what an image named beside its digest is as well: an image of
+// that digest.
+func withDigests(selectors []string) []string {
+	all := slices.Clone(selectors)
+	for _, s := range selectors {
+		if name, digest, ok := strings.Cut(s, "@sha256:"); ok {
+			if kind, _, ok := strings.Cut(name, "image "); ok {
+				all = append(all, kind+`image "sha256:`+digest)
+			}
+		}
+	}
+	return all
 }
 
 // together says whether workloads of both run on one host.

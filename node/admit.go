@@ -30,7 +30,11 @@ func (s *Server) attest(stream grpc.ServerStream) error {
 	if _, err := readCSR(h.CSR); err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
-	claimed, n, err := s.prove(stream, &h)
+	in, _ := s.intent()
+	if in == nil {
+		return errEarly
+	}
+	claimed, n, err := s.prove(stream, in, &h)
 	if err != nil {
 		s.door.refused("a node could not prove itself", "node", claimed, "from", from, "err", err)
 		return status.Error(codes.PermissionDenied, "what was shown proves no node of the intent; the authority's log says why")
@@ -49,8 +53,7 @@ func (s *Server) attest(stream grpc.ServerStream) error {
 
 // prove is the node that is proved. An error comes with the name that was
 // claimed, if there is one.
-func (s *Server) prove(stream grpc.ServerStream, h *hello) (claimed string, n *merlon.Node, err error) {
-	in, _ := s.intent()
+func (s *Server) prove(stream grpc.ServerStream, in *merlon.Intent, h *hello) (claimed string, n *merlon.Node, err error) {
 	ways := 0
 	for _, there := range []bool{h.Join != nil, len(h.X509) > 0, h.Kubernetes != ""} {
 		if there {
@@ -99,8 +102,9 @@ func (s *Server) proveKubernetes(in *merlon.Intent, token string) (string, *merl
 	return in.Nodes[i].Name, &in.Nodes[i], nil
 }
 
-// maxChain is how many certificates a node may show.
-const maxChain = 4
+// maxChain is how many certificates a node may show, maxNames how many names the
+// first may have.
+const maxChain, maxNames = 4, 16
 
 // proveX509 verifies a node's certificate, and challenges its key.
 func (s *Server) proveX509(stream grpc.ServerStream, in *merlon.Intent, h *hello) (string, *merlon.Node, error) {
@@ -112,6 +116,10 @@ func (s *Server) proveX509(stream grpc.ServerStream, in *merlon.Intent, h *hello
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
 			return "", nil, errors.New("its certificate cannot be read")
+		}
+		// All of them: what a stranger shows is verified with keys of its choice.
+		if _, _, err := signatureOf(c.PublicKey); err != nil {
+			return "", nil, err
 		}
 		certs = append(certs, c)
 	}
@@ -144,8 +152,8 @@ func (s *Server) certified(in *merlon.Intent, certs []*x509.Certificate) (*merlo
 	if leaf.IsCA {
 		return nil, errors.New("its certificate is a CA's")
 	}
-	if _, _, err := signatureOf(leaf.PublicKey); err != nil {
-		return nil, err
+	if len(leaf.DNSNames) > maxNames { // each may be a node's, and is verified then
+		return nil, fmt.Errorf("its certificate has %d names, at most %d are read", len(leaf.DNSNames), maxNames)
 	}
 	between := x509.NewCertPool()
 	for _, c := range certs[1:] {

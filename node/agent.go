@@ -390,8 +390,9 @@ func (a *Agent) take(k *Kept) error {
 			return errors.New("a partner has the name of the own trust domain")
 		}
 		b, err := spiffe.ParseBundle(of, k.View.Federated[of])
-		if err != nil {
-			return err
+		if err != nil { // then nobody of it is trusted; what is ours does not hang on it
+			a.cfg.Log.Error("the bundle of another trust domain cannot be used", "trustDomain", of, "err", err)
+			continue
 		}
 		federated = append(federated, b)
 	}

@@ -209,7 +209,9 @@ type conn struct {
 }
 
 func newConn(c net.Conn, life time.Duration, release func()) *conn {
-	return &conn{c, time.AfterFunc(life, func() { c.Close() }), release}
+	// It is released here too: gRPC forgets a connection that was closed before it
+	// came to use it.
+	return &conn{c, time.AfterFunc(life, func() { c.Close(); release() }), release}
 }
 
 // Close closes the connection.

@@ -12,9 +12,11 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -424,5 +426,63 @@ func TestFloods(t *testing.T) {
 	}
 	if !busy {
 		t.Error("a node gets any number of SVIDs")
+	}
+}
+
+// TestEarly: before the first intent is in force nobody hears of being removed from
+// it, which would make a node forget all it has.
+func TestEarly(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	cert, token := s.joined("n1"), s.token("n1")
+	s.server.Close()
+	s.auth.Close()
+	s.open("127.0.0.1:0")
+	var out signed
+	if err := call(t, s.dial(cert), renewPath, &signRequest{CSR: csrOf(t, newKey(t), new(x509.CertificateRequest))}, &out); status.Code(err) != codes.Unavailable {
+		t.Error(err)
+	}
+	if _, err := s.agent(withToken(token)).prove(t.Context()); status.Code(err) != codes.Unavailable {
+		t.Error(err)
+	}
+	if _, err := s.server.JoinToken("n1", time.Minute); err == nil || len(s.server.Status()) != 0 {
+		t.Error(err)
+	}
+	s.server.Set(intentOf())
+	if _, err := s.agent(withToken(token)).prove(t.Context()); err != nil {
+		t.Error("the token was lost: ", err)
+	}
+}
+
+// TestSlotsComeBack: the end of what was proved gives the place back, whether or not
+// gRPC came to use the connection.
+func TestSlotsComeBack(t *testing.T) {
+	t.Parallel()
+	near, far := net.Pipe()
+	defer far.Close()
+	released := make(chan struct{})
+	newConn(near, -time.Millisecond, sync.OnceFunc(func() { close(released) }))
+	<-released
+}
+
+// TestStateOfAnother: who owns the state directory could put an agent's keys where
+// they can read them.
+func TestStateOfAnother(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openStore(dir); err != nil {
+		t.Error(err)
+	}
+	if os.Getuid() != 0 {
+		return // nothing can be given to another user
+	}
+	if err := os.Chown(dir, 65534, -1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openStore(dir); err == nil || !strings.Contains(err.Error(), "another user") {
+		t.Error(err)
 	}
 }

@@ -160,13 +160,11 @@ func (s *Server) Set(in *merlon.Intent) {
 	s.changed = make(chan struct{})
 }
 
-// intent is the intent in force, and a channel that is closed when it is another.
+// intent is the intent in force, nil before the first, and a channel that is
+// closed when it is another.
 func (s *Server) intent() (*merlon.Intent, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.in == nil {
-		return new(merlon.Intent), s.changed
-	}
 	return s.in, s.changed
 }
 
@@ -189,6 +187,9 @@ func (s *Server) Close() {
 // token that was made before is good for nothing then.
 func (s *Server) JoinToken(name string, ttl time.Duration) (*JoinToken, error) {
 	in, _ := s.intent()
+	if in == nil {
+		return nil, errors.New("no intent is in force yet")
+	}
 	n := in.Node(name)
 	switch {
 	case n == nil:
@@ -220,6 +221,9 @@ func (s *Server) caller(ctx context.Context) (*guest, *merlon.Intent, error) {
 	if !ok || g.node == "" {
 		return nil, nil, errUnproved
 	}
+	if in == nil {
+		return nil, nil, errEarly
+	}
 	return g, in, s.admits(g, in)
 }
 
@@ -227,6 +231,7 @@ var (
 	errUnproved = status.Error(codes.Unauthenticated, "this is for nodes, which prove themselves by their SVIDs")
 	errRemoved  = status.Error(codes.PermissionDenied, "the intent has no such node, or it has to prove itself anew")
 	errBusy     = status.Error(codes.ResourceExhausted, "more SVIDs are asked for than a node may need")
+	errEarly    = status.Error(codes.Unavailable, "no intent is in force yet")
 	errStops    = status.Error(codes.Unavailable, "the server stops")
 )
 
@@ -420,6 +425,9 @@ func (s *Server) issueNode(n *merlon.Node, csr []byte) (*signed, error) {
 		return nil, errRemoved
 	}
 	now := s.cfg.Now()
+	if since.Sub(now) > authority.Skew {
+		return nil, s.unavailable(n.Name, fmt.Errorf("it came into the intent at %v, by a clock that was ahead", since))
+	}
 	if now.Before(since) {
 		now = since
 	}
@@ -484,6 +492,9 @@ type AgentStatus struct {
 func (s *Server) Status() []Status {
 	in, _ := s.intent()
 	all := []Status{}
+	if in == nil {
+		return all
+	}
 	for i := range in.Nodes {
 		n := &in.Nodes[i]
 		row := Status{Node: n.Name, Pos: n.Pos, Proof: n.Proof(), Services: []string{}}

@@ -16,6 +16,7 @@ import (
 
 	"merlon"
 	"merlon/identity/spiffe"
+	"merlon/internal/private"
 )
 
 // store is what an agent keeps, in a directory of its own: who it is, what it was
@@ -47,6 +48,8 @@ func openStore(dir string) (store, error) {
 		return store{}, err
 	case !info.IsDir():
 		return store{}, fmt.Errorf("%s is no directory", dir)
+	case !private.Owned(info):
+		return store{}, fmt.Errorf("%s belongs to another user, who could put files there: choose another state directory", dir)
 	case info.Mode().Perm()&0o077 != 0:
 		return store{}, fmt.Errorf("others can reach %s (mode %04o) and may know the keys in it: choose another state directory", dir, info.Mode().Perm())
 	}
@@ -56,7 +59,7 @@ func openStore(dir string) (store, error) {
 // ReadKept reads what the agent with this state directory was told last. It is
 // fs.ErrNotExist if there is none.
 func ReadKept(dir string) (*Kept, error) {
-	b, err := readPrivate(filepath.Join(dir, keptFile), maxKept)
+	b, err := private.Read(filepath.Join(dir, keptFile), maxKept)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +87,7 @@ func (s store) keep(k *Kept) error {
 	if err != nil {
 		return err
 	}
-	return replacePrivate(filepath.Join(s.dir, keptFile), b)
+	return private.Replace(filepath.Join(s.dir, keptFile), b)
 }
 
 func svidFile(service string) string { return "svid-" + service + ".pem" }
@@ -100,14 +103,14 @@ func (s store) keepPair(name string, chain [][]byte, key crypto.Signer) error {
 		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c})...)
 	}
 	b = append(b, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})...)
-	return replacePrivate(filepath.Join(s.dir, name), b)
+	return private.Replace(filepath.Join(s.dir, name), b)
 }
 
 // pair is the SVID that is kept by this name, if it is valid and one of those
 // that good accepts. What is no good is as if it were not there: another is
 // asked for.
 func (s store) pair(name string, now time.Time, good func(id string) bool) *tls.Certificate {
-	b, err := readPrivate(filepath.Join(s.dir, name), maxPair)
+	b, err := private.Read(filepath.Join(s.dir, name), maxPair)
 	if err != nil {
 		return nil
 	}

@@ -11,12 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"merlon"
+	"merlon/internal/private"
 )
 
 // JoinToken is what a node needs to join: who it is, a secret that says so once,
@@ -106,7 +106,7 @@ const maxLedger = 16 << 20 // bytes
 
 func openLedger(path string) (*ledger, error) {
 	l := &ledger{path: path}
-	b, err := readPrivate(path, maxLedger)
+	b, err := private.Read(path, maxLedger)
 	if errors.Is(err, fs.ErrNotExist) {
 		l.Nodes = map[string]*entry{}
 		return l, nil
@@ -231,36 +231,5 @@ func (l *ledger) write() error {
 	if err != nil {
 		return err
 	}
-	return replacePrivate(l.path, b)
-}
-
-// readPrivate reads a file that only its owner can read.
-func readPrivate(path string, most int64) ([]byte, error) {
-	info, err := os.Lstat(path)
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular() || info.Size() > most:
-		return nil, errors.New("it is not what was left there")
-	case info.Mode().Perm()&0o077 != 0:
-		return nil, fmt.Errorf("others can reach it (mode %04o) and may know what is in it", info.Mode().Perm())
-	}
-	return os.ReadFile(path)
-}
-
-// replacePrivate replaces a file whole and waits for the disk: a process that is
-// killed here leaves the old one.
-func replacePrivate(path string, data []byte) error {
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return private.Replace(l.path, b)
 }

@@ -14,6 +14,7 @@ import (
 
 	"merlon/authority"
 	"merlon/control"
+	"merlon/internal/private"
 	"merlon/record"
 )
 
@@ -32,16 +33,16 @@ func checkFiles(_ context.Context, p *patient) []finding {
 		_, open := p.wide(name)
 		known = known || stateOpen && keysOpen && open
 	}
-	private := append([]string{".", authorityName}, secrets...)
+	names := append([]string{".", authorityName}, secrets...)
 	for _, pattern := range []string{authorityName + "/*.jsonl", "control.*", recordsName, recordsName + "/*", "federation", "federation/*", "nodes.json", "merlon.log", "ports.json"} {
 		more, _ := fs.Glob(p.root.FS(), pattern)
-		private = append(private, more...)
+		names = append(names, more...)
 	}
 	var found []finding
 	left := 0
-	for _, name := range private {
+	for _, name := range names {
 		path := relative(filepath.Join(p.state, name))
-		if info, err := p.root.Lstat(name); err == nil && !mine(info) {
+		if info, err := p.root.Lstat(name); err == nil && !private.Owned(info) {
 			found, left = append(found, finding{What: path + " belongs to another user", Why: "merlon did not make it, or somebody has given it away",
 				Do: "see who has put it there; if that was nobody of yours, restore a backup"}), left+1
 			continue
@@ -89,9 +90,9 @@ func (p *patient) enter() *finding {
 	switch here, err := p.root.Stat("."); {
 	case err != nil:
 		return &finding{What: err.Error()}
-	case !mine(link), link.IsDir() && !os.SameFile(link, here):
+	case !private.Owned(link), link.IsDir() && !os.SameFile(link, here):
 		return &finding{What: path + " belongs to another user", Do: "run doctor as that user"} // what we made would be ours, and of no use to its owner
-	case !mine(here):
+	case !private.Owned(here):
 		return &finding{What: path + " leads to what belongs to another user", Do: "run doctor as that user"}
 	}
 	for _, name := range []string{"control.lock", "control.db", authorityName} {
@@ -100,12 +101,6 @@ func (p *patient) enter() *finding {
 		}
 	}
 	return &finding{What: path + " holds no state of merlon up", Do: "say with --state where that is"}
-}
-
-// mine reports whether a file belongs to the user of this process.
-func mine(info fs.FileInfo) bool {
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	return !ok || int(stat.Uid) == os.Getuid()
 }
 
 // wide reports whether others than its owner can reach a file of the state.

@@ -120,7 +120,11 @@ func checkPorts(_ context.Context, p *patient) []finding {
 	for i := range p.intent.Services {
 		s := &p.intent.Services[i]
 		for _, name := range sortedKeys(s.LocalPorts) {
+			before := len(found)
 			try(fmt.Sprintf("the gate of %s, for %s,", s.Name, name), fmt.Sprintf("127.0.0.1:%d", s.LocalPorts[name]), "stop what uses the port, or choose another at localPorts")
+			if len(found) > before {
+				found[before].Note = s.Run != nil // with --isolate its ports are its own
+			}
 		}
 	}
 	return found
@@ -142,15 +146,18 @@ func checkHost(_ context.Context, p *patient) []finding {
 	if !sockowner.Supported() {
 		note("this system does not tell who is at the other end of a connection: there is no Workload API, and gates cannot tell services of one host apart", "use Linux")
 	}
-	if p.intent != nil && slices.ContainsFunc(p.intent.Services, func(s merlon.Service) bool {
-		return s.Workload != nil && (s.Workload.DockerImage != "" || len(s.Workload.DockerLabels) > 0)
-	}) {
-		if c, err := net.Dial("unix", "/var/run/docker.sock"); err == nil {
+	engine := func(name, socket, flag string, asks func(*merlon.WorkloadRule) bool) {
+		if p.intent == nil || !slices.ContainsFunc(p.intent.Here().Services, func(s merlon.Service) bool { return s.Workload != nil && asks(s.Workload) }) {
+			return
+		}
+		if c, err := net.Dial("unix", socket); err == nil {
 			c.Close()
 		} else {
-			note(fmt.Sprintf("the Docker Engine does not answer: %v", err), "let merlon up reach its socket, see --docker: services known by their container have no identity without it")
+			note(fmt.Sprintf("%s does not answer: %v", name, err), "let merlon up reach its socket, if "+flag+" names no other: services known by their container have no identity without it")
 		}
 	}
+	engine("the Docker Engine", "/var/run/docker.sock", "--docker", func(w *merlon.WorkloadRule) bool { return w.DockerImage != "" || len(w.DockerLabels) > 0 })
+	engine("containerd", "/run/containerd/containerd.sock", "--containerd", func(w *merlon.WorkloadRule) bool { return w.ContainerdNamespace != "" })
 	if _, err := exec.LookPath("nft"); err != nil {
 		if _, err := exec.LookPath("/usr/sbin/nft"); err != nil {
 			note("nft is not installed: merlon capture cannot be used", "install nftables")

@@ -274,16 +274,16 @@ func (u *ui) agent(ctx context.Context, o agentOptions) (err error) {
 	if o.Dir, err = filepath.Abs(u.state); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-		return err
-	}
-	if err := o.workloads.keep(o.Dir); err != nil {
-		return err
-	}
 	log := slog.New(slog.NewTextHandler(u.err, nil))
 	o.Log = log
 	a, err := node.OpenAgent(o.AgentConfig)
 	if err != nil {
+		if o.Token == nil && o.TrustDomain == "" {
+			err = hinted(err, "give --token-file FILE, with what merlon node token prints")
+		}
+		return err
+	}
+	if err := o.workloads.keep(o.Dir); err != nil {
 		return err
 	}
 	address := o.workloads.address

@@ -149,6 +149,9 @@ func directly(gates []control.GateStatus) string {
 		who = "any service"
 	}
 	says := "Gates decide what goes through them. "
+	if services == 0 {
+		return strings.TrimSpace(says)
+	}
 	if len(open) == 0 {
 		says += "Services have no other way in or out: each has a network namespace of its own."
 	} else {

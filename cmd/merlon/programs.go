@@ -218,12 +218,20 @@ func (s *system) build(ctx context.Context, programs []*program) error {
 	return errors.Join(errs...)
 }
 
+// plain reports whether a variable may be told to another user: what root was
+// given, such as tokens, is not a service's.
+func plain(name string) bool {
+	return slices.Contains([]string{"PATH", "LANG", "TZ", "TERM"}, name) || strings.HasPrefix(name, "LC_")
+}
+
 // launch starts a program, which may not be ready yet.
 func (s *system) launch(p *program) (err error) {
 	env := map[string]string{}
 	for _, v := range os.Environ() {
 		name, value, _ := strings.Cut(v, "=")
-		env[name] = value
+		if p.user == nil || plain(name) {
+			env[name] = value
+		}
 	}
 	// Calls of the service leave through its own gate.
 	for _, name := range []string{"HTTP_PROXY", "http_proxy"} {

@@ -222,6 +222,28 @@ func TestClass10Dribble(t *testing.T) {
 	if why != "over ENHANCE_YOUR_CALM dribble" || n > 1001 {
 		t.Errorf("tiny windows: %d rounds, %s", n, why)
 	}
+
+	// What overdraws while nothing is read counts after a rest, too.
+	p = newPeer(t, http2.Config{Streams: 100})
+	p.WriteSettings(xhttp2.Setting{ID: xhttp2.SettingInitialWindowSize, Val: 1})
+	for i := range 100 {
+		p.request(id(i), true, get...)
+	}
+	for round := range 10 {
+		p.WriteSettings(xhttp2.Setting{ID: xhttp2.SettingInitialWindowSize, Val: uint32(round + 1)})
+		p.feed()
+		for i := range 100 {
+			if round == 0 {
+				p.c.WriteHeaders(id(i), 200, nil, 0, false)
+			}
+			p.c.WriteData(id(i), data, false)
+		}
+	}
+	p.now += 60e9
+	p.WritePing(false, [8]byte{})
+	if got := p.feed(); len(got) == 0 || got[len(got)-1] != "over ENHANCE_YOUR_CALM dribble" {
+		t.Errorf("after a rest: %q", got)
+	}
 }
 
 // TestClass10WindowTricks: an update of nothing, and one beyond 2^31-1.

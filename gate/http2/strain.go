@@ -69,7 +69,7 @@ func (s *strain) rest(now int64) {
 		s.points = int(max(0, int64(s.points)-points))
 		s.at += points * step
 	}
-	if s.points == 0 {
+	if s.points == 0 && !s.over { // what overdrew is still to be named
 		s.floods = s.floods[:0]
 	}
 }

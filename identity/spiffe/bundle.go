@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -18,6 +19,7 @@ import (
 const (
 	MaxBundle     = 1 << 20 // bytes
 	maxBundleKeys = 256
+	maxKeyID      = 256 // bytes
 )
 
 const useX509, useJWT = "x509-svid", "jwt-svid"
@@ -109,6 +111,10 @@ func ParseBundle(trustDomain string, text []byte) (*Bundle, error) {
 	return b, err
 }
 
+// unfit reports a character that JSON writes as several: a bundle that is read
+// and written again must not grow beyond what is read.
+func unfit(r rune) bool { return r < '!' || r > '~' || strings.ContainsRune(`<>&"\`, r) }
+
 // add takes one key.
 func (b *Bundle) add(key *jose.JSONWebKey) error {
 	if !key.IsPublic() {
@@ -131,6 +137,9 @@ func (b *Bundle) add(key *jose.JSONWebKey) error {
 	}
 	if key.KeyID == "" { // JWT-SVID 5
 		return errors.New("it has no kid")
+	}
+	if len(key.KeyID) > maxKeyID || strings.ContainsFunc(key.KeyID, unfit) {
+		return fmt.Errorf("its kid has more than %d bytes, or characters that no kid needs", maxKeyID)
 	}
 	if b.keys[key.KeyID] != nil {
 		return fmt.Errorf("two keys are named %q", key.KeyID)

@@ -63,6 +63,8 @@ func TestParseBundle(t *testing.T) {
 		"private":                {`{"keys":[` + string(private) + `]}`, "public", 0, 0},
 		"weak":                   {`{"keys":[` + string(short) + `]}`, "2048", 0, 0},
 		"without kid":            {`{"keys":[{` + ecKey + `,"use":"jwt-svid"}]}`, "kid", 0, 0},
+		"kid too long":           {`{"keys":[{` + ecKey + `,"use":"jwt-svid","kid":"` + strings.Repeat("k", 257) + `"}]}`, "256", 0, 0},
+		"kid that JSON escapes":  {`{"keys":[{` + ecKey + `,"use":"jwt-svid","kid":"<"}]}`, "kid", 0, 0},
 		"one kid twice":          {`{"keys":[` + jwt + `,` + jwt + `]}`, "two keys", 0, 0},
 		"root without x5c":       {`{"keys":[{` + ecKey + `,"use":"x509-svid"}]}`, "x5c", 0, 0},
 		"root with two":          {`{"keys":[` + two + `]}`, "x5c", 0, 0},

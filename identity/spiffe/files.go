@@ -49,11 +49,12 @@ type Files struct {
 // taken, in the hope of another: SVID does not show it.
 func ReadFiles(dir, id string, now func() time.Time) (*Files, error) {
 	f := &Files{dir: dir, id: id, now: now}
-	next, err := f.read()
-	if err != nil {
+	var err error
+	if f.taken, err = f.stat(); err != nil { // before they are read: what comes between is found by Look
 		return nil, err
 	}
-	if f.taken, err = f.stat(); err != nil {
+	next, err := f.read()
+	if err != nil {
 		return nil, err
 	}
 	f.settled = f.taken

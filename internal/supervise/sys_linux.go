@@ -3,6 +3,7 @@ package supervise
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"syscall"
 
@@ -27,6 +28,11 @@ func common() []uintptr {
 // capable of, and the sockets they can make. The thread itself keeps what it has: bounds count when a program is
 // executed.
 func confine() error {
+	// What merlon was started with, a socket or a pipe of the host's, would be a way
+	// out. Go's own files are closed already.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("open files cannot be kept from programs (that needs Linux 5.11): %w", err)
+	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("programs cannot be kept from new privileges: %w", err)
 	}

@@ -1,6 +1,6 @@
 //go:build unix
 
-package authority
+package private
 
 import (
 	"io/fs"
@@ -8,9 +8,9 @@ import (
 	"syscall"
 )
 
-// owned reports whether the file is this user's: a directory that another user
+// Owned reports whether the file is this user's: a directory that another user
 // made ready could be changed by them later.
-func owned(info fs.FileInfo) bool {
+func Owned(info fs.FileInfo) bool {
 	s, ok := info.Sys().(*syscall.Stat_t)
 	return ok && int(s.Uid) == os.Geteuid()
 }
