@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The test binary is also the programs that connect: SOCKOWNER_TEST says as
@@ -420,5 +422,24 @@ func BenchmarkStranger(b *testing.B) {
 		if _, err := p.Holder(s); err == nil {
 			b.Fatal("a stranger is taken in")
 		}
+	}
+}
+
+// TestFileVersionOfTmpfs: what is written to a file of tmpfs through a mapping leaves
+// its times as they were, so nothing about it may be remembered.
+func TestFileVersionOfTmpfs(t *testing.T) {
+	t.Parallel()
+	f, err := os.CreateTemp("/dev/shm", "merlon-")
+	if err != nil {
+		return // no tmpfs that can be written to
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
+		return
+	}
+	if _, lasts, err := FileVersion(f, time.Now().Add(time.Hour)); err != nil || lasts {
+		t.Errorf("lasts: %v, %v", lasts, err)
 	}
 }
