@@ -233,7 +233,7 @@ func TestUpstreamHTTP2Shares(t *testing.T) {
 	t.Parallel()
 	calls := int64(1000)
 	if poolLosses > 0 { // the race detector is on
-		calls = 250 // each begins a connection with TLS here, which is slow then
+		calls = 100 // each begins a connection with TLS here, which is slow then
 	}
 	var conns, waiting atomic.Int64
 	release := make(chan struct{})
