@@ -9,8 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
+
+	"merlon/internal/private"
 )
 
 const (
@@ -79,7 +82,7 @@ func (a *Authority) newEdge(t *x509.Certificate) (pair, error) {
 	if err != nil {
 		return pair{}, err
 	}
-	if err := replace(a.dir, edgeFile, data); err != nil {
+	if err := private.Replace(filepath.Join(a.dir, edgeFile), data); err != nil {
 		return pair{}, err
 	}
 	p, err := readPair(a.dir, edgeFile) // what counts is what the disk gives back

@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"merlon/internal/private"
 )
 
 const (
@@ -104,7 +106,7 @@ func (j *journal) open() error {
 		}
 	}
 	if err == nil {
-		err = syncDir(j.dir)
+		err = private.Sync(j.dir)
 	}
 	if err != nil {
 		f.Close()

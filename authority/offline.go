@@ -5,7 +5,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
+
+	"merlon/internal/private"
 )
 
 // requestFile holds the key of a request for an intermediate that an offline
@@ -32,7 +35,7 @@ func Request(dir, trustDomain string) ([]byte, error) {
 		if merr != nil {
 			return nil, merr
 		}
-		if err := writeNew(dir, requestFile, data); err != nil {
+		if err := private.Create(filepath.Join(dir, requestFile), data); err != nil {
 			return nil, err
 		}
 		key, err = readRequest(dir) // what counts is what the disk gives back

@@ -4,7 +4,6 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -211,7 +210,7 @@ func (a *Authority) store(k kind, number int, chain [][]byte, key crypto.Signer)
 	if key == nil {
 		name = fileName(anchorFile, number)
 	}
-	if err := writeNew(a.dir, name, data); err != nil {
+	if err := private.Create(filepath.Join(a.dir, name), data); err != nil {
 		return pair{}, err
 	}
 	p, err := readPair(a.dir, name)
@@ -224,42 +223,6 @@ func remove(dir, name string) error {
 		return err
 	}
 	return nil
-}
-
-// writeNew stores a file that must not be there yet, whole or not at all. A
-// link never overwrites: of two processes that begin at once, one wins.
-func writeNew(dir, name string, data []byte) error { return write(dir, name, data, os.Link) }
-
-// replace stores a file in place of another, whole or not at all.
-func replace(dir, name string, data []byte) error { return write(dir, name, data, os.Rename) }
-
-func write(dir, name string, data []byte, move func(from, to string) error) error {
-	from := filepath.Join(dir, "."+name+"."+hex.EncodeToString(random(8)))
-	f, err := os.OpenFile(from, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer os.Remove(from) // gone already after a rename
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := move(from, filepath.Join(dir, name)); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-// syncDir makes a new name in dir survive a power cut.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 func random(n int) []byte {

@@ -18,6 +18,7 @@ import (
 	"merlon"
 	"merlon/attest"
 	"merlon/control"
+	"merlon/internal/private"
 	"merlon/internal/sockowner"
 	"merlon/node"
 	"merlon/workloadapi"
@@ -333,7 +334,7 @@ func (o workloadOptions) keep(dir string) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(dir, attestName), b, 0o600)
+	return private.Replace(filepath.Join(dir, attestName), b)
 }
 
 // explainOnNode says which service a process is on the node whose agent keeps its

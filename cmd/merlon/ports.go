@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"merlon/internal/netns"
+	"merlon/internal/private"
 )
 
 // ports remembers where gates listened, so that a service that was told its
@@ -76,5 +77,5 @@ func (p *ports) write() error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(p.file, append(data, '\n'), 0o600)
+	return private.Replace(p.file, append(data, '\n'))
 }

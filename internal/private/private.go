@@ -4,8 +4,8 @@ package private
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
+	"path/filepath"
 )
 
 // Read reads a file of at most so many bytes that is this user's, and that others
@@ -25,18 +25,23 @@ func Read(path string, most int64) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// Replace replaces a file whole and waits for the disk: a process that is killed
-// here leaves the old one. What was left half written is removed, and never
-// written to: it could be a link, or open for somebody else.
-func Replace(path string, data []byte) error {
-	fresh := path + ".new"
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(fresh, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+// Replace stores a file in the place of another, whole or not at all, and waits for
+// the disk: neither a kill nor a power cut takes it back, or leaves half of it.
+func Replace(path string, data []byte) error { return write(path, data, os.Rename) }
+
+// Create is Replace for a file that must not be there yet. A link never
+// overwrites: of two processes that begin at once, one wins.
+func Create(path string, data []byte) error { return write(path, data, os.Link) }
+
+// write writes under a name that nobody could have prepared: it could be a link, or
+// open for somebody else.
+func write(path string, data []byte, move func(from, to string) error) error {
+	dir, name := filepath.Split(path)
+	f, err := os.CreateTemp(filepath.Clean(dir), "."+name+".*") // for its owner alone
 	if err != nil {
 		return err
 	}
+	defer os.Remove(f.Name()) // gone already after a rename
 	_, err = f.Write(data)
 	if err == nil {
 		err = f.Sync()
@@ -44,5 +49,17 @@ func Replace(path string, data []byte) error {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(fresh, path)
+	if err := move(f.Name(), path); err != nil {
+		return err
+	}
+	return Sync(dir)
+}
+
+// Sync makes the names in a directory survive a power cut.
+func Sync(dir string) error {
+	d, err := os.Open(filepath.Clean(dir))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
